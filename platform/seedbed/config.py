@@ -29,9 +29,7 @@ def bounded(
     key: bool = True,
 ) -> Any:
     """A field whose number must lie within [low, high]; an open end excludes the bound itself. NaN and infinity are always refused."""
-    return dataclasses.field(
-        default=default, metadata={"low": low, "high": high, "open_low": open_low, "open_high": open_high, "key": key}
-    )
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "open_low": open_low, "open_high": open_high, "key": key})
 
 
 def setting(default: Any, *, key: bool = True) -> Any:
@@ -137,9 +135,13 @@ def _check_field(flag: str, value: Any, hint: Any, meta: Mapping[str, Any]) -> N
             raise UserError(f"{flag} is {number}", field=flag, remedy="give a finite number")
         low, high = meta.get("low"), meta.get("high")
         if low is not None and (number < low or (meta.get("open_low") and number == low)):
-            raise UserError(f"{flag} is {number}", field=flag, remedy=f"give a number {'above' if meta.get('open_low') else 'of at least'} {low}")
+            raise UserError(
+                f"{flag} is {number}", field=flag, remedy=f"give a number {'above' if meta.get('open_low') else 'of at least'} {low}"
+            )
         if high is not None and (number > high or (meta.get("open_high") and number == high)):
-            raise UserError(f"{flag} is {number}", field=flag, remedy=f"give a number {'below' if meta.get('open_high') else 'of at most'} {high}")
+            raise UserError(
+                f"{flag} is {number}", field=flag, remedy=f"give a number {'below' if meta.get('open_high') else 'of at most'} {high}"
+            )
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
