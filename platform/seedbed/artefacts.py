@@ -1,7 +1,7 @@
 """Artefacts: what a stage leaves behind. `OUT/stages/NAME/KEY/` with Arrow records and, last of all, a manifest.
 
 Records are committed in immutable fragments (written beside, fsync, rename); readers drop an id's second record; a finished stage is
-compacted to shards and its manifest makes it whole. A kill at any moment costs at most the open fragments. Nothing here knows a worker count.
+compacted to shards and its manifest makes it whole. A kill at any moment costs at most the open fragments.
 """
 
 from __future__ import annotations
@@ -107,18 +107,16 @@ def hold(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock: IO[str] = open(out / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
     except OSError as error:
-        raise UserError(
-            f"{out} can't be written: {error.strerror}", file=out, field="--out", remedy="name a folder that you may write"
-        ) from error
+        message = f"{out} can't be written: {error.strerror}"
+        raise UserError(message, file=out, field="--out", remedy="name a folder that you may write") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             holder = lock.read().strip() or "another run"
-            raise UserError(
-                f"{out} is in use by {holder}", file=out, field="--out", remedy="wait for its end, or give another --out"
-            ) from error
+            message = f"{out} is in use by {holder}"
+            raise UserError(message, file=out, field="--out", remedy="wait for its end, or give another --out") from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
@@ -236,11 +234,9 @@ def _write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path.name} can't be written: {error.strerror}",
-            file=path.parent,
-            remedy="make room on the disk and start again: finished records are kept",
-        ) from error
+        message = f"{path.name} can't be written: {error.strerror}"
+        remedy = "make room on the disk and start again: finished records are kept"
+        raise UserError(message, file=path.parent, remedy=remedy) from error
     _fsync_folder(path.parent)
 
 
@@ -340,9 +336,6 @@ class Stage:
 
     def _compact(self, known: Fragments) -> None:
         ids, start, number = known.ids(), 0, 0
-        for stale in self.folder.glob("shard-*.arrow"):  # of a compaction that a kill cut short; its records are in `known` too
-            if stale not in known.paths():
-                stale.unlink()
         shards: list[tuple[Path, Path]] = []
         while start < len(ids):
             taken: list[str] = []
@@ -378,15 +371,10 @@ def open_stage(run: Path | str, stage: str, *, method: str | None = None, key: s
 
     Where several artefacts fit (one per method, seed or setting), name `method` or `key`; else UserError lists them.
     """
-    fit = [
-        m for m in find_stages(Path(run), stage) if (method is None or m["method"] == method) and (key is None or m["key"].startswith(key))
-    ]
+    there = find_stages(Path(run), stage)
+    fit = [m for m in there if method in (None, m["method"]) and (key is None or m["key"].startswith(key))]
     if len(fit) != 1:
-        have = ", ".join(f"{m['method'] or '-'}:{m['key']}" for m in find_stages(Path(run), stage)) or "none"
-        raise UserError(
-            f"{len(fit)} artefacts of stage {stage!r} fit in {run}",
-            file=run,
-            field=f"method={method}, key={key}",
-            remedy=f"there are: {have}",
-        )
+        have = ", ".join(f"{m['method'] or '-'}:{m['key']}" for m in there) or "none"
+        message = f"{len(fit)} artefacts of stage {stage!r} fit in {run}"
+        raise UserError(message, file=run, field=f"method={method}, key={key}", remedy=f"there are: {have}")
     return Fragments(Path(fit[0]["folder"]))

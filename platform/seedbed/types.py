@@ -21,7 +21,7 @@ IGNORE = 255
 
 
 class UserError(Exception):
-    """Something a user can mend: bad input or a bad setting. Ends the program with status 2, in the documented form, without a traceback."""
+    """Something a user can mend: bad input or a bad setting. Ends the program with status 2, in the documented form, no traceback."""
 
     def __init__(self, message: str, *, remedy: str, file: object = None, field: str | None = None) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ def _user_error(message: str, remedy: str, file: str | None, field: str | None) 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a store. Pictures and masks are kept encoded, as published; decoding is a method, so that looking up labels is free."""
+    """One picture of a store. Pictures and masks stay encoded; decoding is a method, so that looking up labels is free."""
 
     id: str
     picture: bytes | memoryview
