@@ -1,0 +1,139 @@
+"""Optimizers: the official numbers, and what RIB and a resumed training ask of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seedbed.optim import Adam, Cosine, Poly, PolySGD
+from torch import Tensor
+
+
+def _official(case: dict[str, np.ndarray]) -> tuple[list[Tensor], PolySGD]:
+    lr, decay = float(case["lr"]), float(case["weight_decay_argument"])
+    weights = [torch.nn.Parameter(torch.from_numpy(case[f"p{i}_init"].copy())) for i in range(3)]
+    own = [{"lr": float(case["lr_used"][0, i]), "weight_decay": float(case["group_weight_decay"][i])} for i in range(3)]
+    groups = [{"params": [w], **(o if i < 2 else {})} for i, (w, o) in enumerate(zip(weights, own, strict=True))]
+    return weights, PolySGD(groups, lr, decay, int(case["max_step"]))
+
+
+@pytest.mark.golden
+def test_official_numbers(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
+    case = golden("poly_optimizer")
+    weights, optimizer = _official(case)
+    for _ in range(2):  # the second round after a reset in place
+        with torch.no_grad():
+            for i, w in enumerate(weights):
+                w.copy_(torch.from_numpy(case[f"p{i}_init"]))
+        for step in range(len(case["p0_grads"])):
+            for i, w in enumerate(weights):
+                w.grad = torch.from_numpy(case[f"p{i}_grads"][step].copy())
+            optimizer.step()
+            for i, w in enumerate(weights):
+                np.testing.assert_allclose(w.detach().numpy(), case[f"p{i}_after"][step], atol=1e-5, rtol=0)
+            np.testing.assert_allclose([g["lr"] for g in optimizer.param_groups], case["lr_used"][step], rtol=1e-12)
+        optimizer.reset()
+    np.testing.assert_allclose([g["momentum"] for g in optimizer.param_groups], case["group_momentum"])
+    np.testing.assert_allclose([g["weight_decay"] for g in optimizer.param_groups], case["group_weight_decay"])
+
+
+def _grown(optimizer: PolySGD, weight: Tensor, gradients: Tensor) -> Tensor:
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach().clone()
+
+
+def _one(momentum: float | None, **kwargs: object) -> tuple[Tensor, PolySGD]:
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2))
+    return weight, PolySGD([{"params": [weight]}], 0.1, 0.05, 6, momentum=momentum, **kwargs)  # type: ignore[arg-type]
+
+
+def test_momentum_given_is_torchs_sgd() -> None:
+    gradients = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    ours, optimizer = _one(0.9)
+    reference = torch.nn.Parameter(ours.detach().clone())
+    sgd = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=0.05)
+    for step, gradient in enumerate(gradients):
+        sgd.param_groups[0]["lr"] = 0.1 * (1 - step / 6) ** 0.9
+        reference.grad = gradient.clone()
+        sgd.step()
+    torch.testing.assert_close(_grown(optimizer, ours, gradients), reference.detach(), atol=1e-6, rtol=0)
+
+
+def test_the_two_momenta_differ() -> None:
+    gradients = torch.ones(6, 2, 3, 2, 2)
+    (a, official), (b, expected) = _one(None), _one(0.9)
+    assert official.param_groups[0]["momentum"] == 0.05 and official.param_groups[0]["weight_decay"] == 0
+    assert (_grown(official, a, gradients) - _grown(expected, b, gradients)).abs().max() > 0.1
+
+
+def test_reset_gives_the_bits_of_a_new_one_and_keeps_its_memory() -> None:
+    gradients = torch.randn(4, 2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    weight, optimizer = _one(0.5)
+    start = weight.detach().clone()
+    first = _grown(optimizer, weight, gradients)
+    address = optimizer.state[weight]["momentum_buffer"].data_ptr()
+    with torch.no_grad():
+        weight.copy_(start)
+    optimizer.reset()
+    assert torch.equal(_grown(optimizer, weight, gradients), first)
+    assert optimizer.state[weight]["momentum_buffer"].data_ptr() == address
+
+
+def test_weights_without_gradient_do_not_decay() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = PolySGD([{"params": [weight], "weight_decay": 0.5}], 0.1, 0.5, 3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3)) and weight not in optimizer.state
+
+
+def test_a_state_dictionary_goes_on_with_the_same_bits() -> None:
+    gradients = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    whole = _grown(*reversed(_one(0.9)), gradients)  # type: ignore[arg-type]
+    weight, optimizer = _one(0.9)
+    _grown(optimizer, weight, gradients[:3])
+    state = copy.deepcopy(optimizer.state_dict())
+    resumed, fresh = _one(0.9)
+    with torch.no_grad():
+        resumed.copy_(weight)
+    fresh.load_state_dict(state)
+    assert torch.equal(_grown(fresh, resumed, gradients[3:]), whole)
+
+
+def test_adam_follows_its_schedule_and_resumes() -> None:
+    gradients = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
+
+    def run(steps: slice, state: dict | None, start: Tensor) -> tuple[Tensor, dict, list[float]]:
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = Adam([{"params": [weight]}], 0.01, 1e-4, Cosine(8, warmup=2))
+        if state:
+            optimizer.load_state_dict(state)
+        rates = []
+        for gradient in gradients[steps]:
+            weight.grad = gradient.clone()
+            optimizer.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return weight.detach(), copy.deepcopy(optimizer.state_dict()), rates
+
+    whole, _, rates = run(slice(None), None, torch.ones(5))
+    half, state, _ = run(slice(0, 4), None, torch.ones(5))
+    rest, _, later = run(slice(4, None), state, half)
+    assert torch.equal(rest, whole) and later == rates[4:]
+    assert rates[:2] == [0.005, 0.01] and rates[2] == 0.01 and all(a > b for a, b in itertools.pairwise(rates[2:]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps=st.integers(1, 200), warmup=st.integers(0, 50), power=st.floats(0.1, 3))
+def test_schedules_stay_positive_and_fall(steps: int, warmup: int, power: float) -> None:
+    for schedule in (Poly(steps, power), Cosine(steps, min(warmup, steps))):
+        values = [schedule(i) for i in range(steps + 3)]
+        assert all(0 <= v <= 1 for v in values) and max(values) == 1
+        assert all(a >= b for a, b in zip(values[min(warmup, steps) :], values[min(warmup, steps) + 1 :], strict=False))
+        assert values[steps - 1] == values[steps] == values[-1] and (values[-1] > 0 or power > 2)
