@@ -113,6 +113,14 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """The label map made from a picture's maps at one threshold: (h, w) uint8, 0 background, class index + 1."""
+
+    id: str
+    label_map: np.ndarray
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What a method's loss hands to the loop and to add-ons."""
 

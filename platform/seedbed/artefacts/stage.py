@@ -364,17 +364,3 @@ def find_stages(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
     """Manifests of the whole artefacts under an output folder, oldest first."""
     paths = sorted((Path(run) / "stages").glob(f"{stage or '*'}/*/manifest.json"), key=lambda p: p.stat().st_mtime)
     return [{**json.loads(p.read_text()), "folder": str(p.parent)} for p in paths]
-
-
-def open_stage(run: Path | str, stage: str, *, method: str | None = None, key: str | None = None) -> Fragments:
-    """The records of a finished stage of an output folder, by id and in the order of ids.
-
-    Where several artefacts fit (one per method, seed or setting), name `method` or `key`; else UserError lists them.
-    """
-    there = find_stages(Path(run), stage)
-    fit = [m for m in there if method in (None, m["method"]) and (key is None or m["key"].startswith(key))]
-    if len(fit) != 1:
-        have = ", ".join(f"{m['method'] or '-'}:{m['key']}" for m in there) or "none"
-        message = f"{len(fit)} artefacts of stage {stage!r} fit in {run}"
-        raise UserError(message, file=run, field=f"method={method}, key={key}", remedy=f"there are: {have}")
-    return Fragments(Path(fit[0]["folder"]))

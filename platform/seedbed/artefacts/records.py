@@ -1,0 +1,195 @@
+"""One Arrow schema per stage, and the typed values that its records stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from seedbed.artefacts.stage import Fragments, column, find_stages, stage_schema
+from seedbed.types import Maps, Seeds, UserError
+
+MAPS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("classes", pa.list_(pa.int32())),
+    column("scales", pa.list_(pa.float64())),
+    column("shapes", pa.list_(pa.list_(pa.int32()))),  # (h_s, w_s) of each scale
+    column("sums", pa.binary()),  # float32 little-endian, (n, h_s, w_s) one scale after the other
+    column("steps", pa.int32()),
+    column("ended", pa.string()),
+    column("log", pa.binary()),  # packed arrays
+    column("snapshots", pa.binary()),  # like sums, one step after the other; null unless asked for
+    column("seconds", pa.float64(), volatile=True),
+)
+THRESHOLDS = stage_schema(
+    column("counts", pa.binary()),  # packed arrays: what one picture adds to the threshold sweep
+    column("snapshots", pa.binary()),  # the same for the cumulative map of every RIB step, where snapshots are kept
+    column("seconds", pa.float64(), volatile=True),
+)
+SEEDS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("pixels", pa.string()),  # SHA-256 of the label map's bytes: the PNG's depend on the zlib that wrote it
+    column("confusion", pa.binary()),  # packed arrays; null where the picture has no mask
+    column("contour", pa.binary()),
+    column("label_map", pa.binary(), volatile=True),  # PNG
+    column("seconds", pa.float64(), volatile=True),
+)
+WEIGHTS = stage_schema(
+    column("dtype", pa.string()),
+    column("shape", pa.list_(pa.int64())),
+    column("data", pa.large_binary()),
+)
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Named arrays as bytes: equal arrays give equal bytes."""
+    head = [[name, arrays[name].dtype.str, list(arrays[name].shape)] for name in sorted(arrays)]
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return len(text).to_bytes(4, "little") + text + b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))
+
+
+def unpack(content: bytes) -> dict[str, np.ndarray]:
+    length = int.from_bytes(content[:4], "little")
+    out, at = {}, 4 + length
+    for name, kind, shape in json.loads(content[4:at]):
+        dtype = np.dtype(kind)
+        count = int(np.prod(shape, dtype=np.int64))
+        out[name] = np.frombuffer(content, dtype, count, at).reshape(shape)
+        at += count * dtype.itemsize
+    return out
+
+
+def _join(planes: list[np.ndarray]) -> bytes:
+    return b"".join(np.ascontiguousarray(p, dtype="<f4").tobytes() for p in planes)
+
+
+def _split(content: bytes, n: int, shapes: list[list[int]], offset: int = 0) -> list[np.ndarray]:
+    out = []
+    for h, w in shapes:
+        out.append(np.frombuffer(content, "<f4", n * h * w, offset).reshape(n, h, w))
+        offset += 4 * n * h * w
+    return out
+
+
+def maps_record(maps: Maps, seconds: float) -> dict[str, Any]:
+    return {
+        "id": maps.id,
+        "height": maps.height,
+        "width": maps.width,
+        "classes": [int(c) for c in maps.classes],
+        "scales": [float(s) for s in maps.scales],
+        "shapes": [list(plane.shape[-2:]) for plane in maps.sums],
+        "sums": _join(maps.sums),
+        "steps": maps.steps,
+        "ended": maps.ended,
+        "log": pack({name: np.asarray(values, dtype=np.float64) for name, values in maps.log.items()}),
+        "snapshots": None if maps.snapshots is None else b"".join(_join(step) for step in maps.snapshots),
+        "seconds": seconds,
+    }
+
+
+def maps_from(record: Mapping[str, Any]) -> Maps:
+    n, shapes = len(record["classes"]), record["shapes"]
+    size = 4 * n * sum(h * w for h, w in shapes)
+    content = record["snapshots"]
+    count = 0 if content is None or size == 0 else len(content) // size
+    return Maps(
+        id=record["id"],
+        height=record["height"],
+        width=record["width"],
+        classes=np.asarray(record["classes"], dtype=np.int64),
+        scales=tuple(record["scales"]),
+        sums=_split(record["sums"], n, shapes),
+        steps=record["steps"],
+        ended=record["ended"],
+        log={name: values.tolist() for name, values in unpack(record["log"]).items()},
+        snapshots=None if content is None else [_split(content, n, shapes, k * size) for k in range(count)],
+    )
+
+
+def png(label_map: np.ndarray, palette: list[list[int]] | None = None) -> bytes:
+    """A (h, w) uint8 label map as PNG; with a palette of (r, g, b) as the VOC devkit stores it."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(label_map, dtype=np.uint8), mode="L")
+    if palette is not None:
+        picture = picture.convert("L")
+        picture = Image.frombytes("P", picture.size, picture.tobytes())
+        picture.putpalette([value for colour in palette for value in colour])
+    sink = io.BytesIO()
+    picture.save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def seeds_record(
+    ident: str, label_map: np.ndarray, confusion: Mapping[str, np.ndarray] | None, contour: Mapping[str, np.ndarray] | None, seconds: float
+) -> dict[str, Any]:
+    return {
+        "id": ident,
+        "height": label_map.shape[0],
+        "width": label_map.shape[1],
+        "pixels": hashlib.sha256(np.ascontiguousarray(label_map)).hexdigest(),
+        "confusion": None if confusion is None else pack(confusion),
+        "contour": None if contour is None else pack(contour),
+        "label_map": png(label_map),
+        "seconds": seconds,
+    }
+
+
+def seeds_from(record: Mapping[str, Any]) -> Seeds:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(record["label_map"])) as picture:
+        return Seeds(id=record["id"], label_map=np.array(picture))
+
+
+def weights_record(name: str, array: np.ndarray, dtype: str) -> dict[str, Any]:
+    return {"id": name, "dtype": dtype, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
+
+
+Value = TypeVar("Value")
+
+
+class Typed(Generic[Value]):
+    """The records of a stage as the values they stand for: by id, and in the order of ids."""
+
+    def __init__(self, records: Fragments, decode: Callable[[Mapping[str, Any]], Value], manifest: Mapping[str, Any]) -> None:
+        self.records, self.manifest = records, manifest
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def ids(self) -> list[str]:
+        return self.records.ids()
+
+    def __getitem__(self, ident: str) -> Value:
+        return self._decode(self.records[ident])
+
+    def __iter__(self) -> Iterator[Value]:
+        return (self._decode(record) for record in self.records)
+
+
+_DECODE: dict[str, Callable[[Mapping[str, Any]], Any]] = {"maps": maps_from, "seeds": seeds_from}
+
+
+def open_stage(run: Path | str, stage: str, *, method: str | None = None, key: str | None = None) -> Typed[Any]:
+    """The values of a finished stage of an output folder: `Maps` of maps, `Seeds` of seeds, plain dictionaries of any other.
+
+    Where several artefacts fit (one per method, seed or setting), name `method` or the beginning of `key`; else UserError lists them.
+    """
+    there = find_stages(Path(run), stage)
+    fit = [m for m in there if method in (None, m["method"]) and (key is None or m["key"].startswith(key))]
+    if len(fit) != 1:
+        have = ", ".join(f"{m['method'] or '-'}:{m['key']}" for m in there) or "none"
+        message = f"{len(fit)} artefacts of stage {stage!r} fit in {run}"
+        raise UserError(message, file=run, field=f"method={method}, key={key}", remedy=f"name method= or key=; there are: {have}")
+    return Typed(Fragments(Path(fit[0]["folder"])), _DECODE.get(stage, dict), fit[0])
