@@ -1,0 +1,68 @@
+"""What a finished study hands to the tables and the report. Plain values: reading them needs no network, no store and no pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture as the report shows it: picture | maps | seeds | truth."""
+
+    id: str
+    picture: np.ndarray
+    """(h, w, 3) uint8, RGB."""
+    truth: np.ndarray | None = None
+    """(h, w) label map of the scored kind; None where the picture has no mask."""
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Caption -> (h, w) float in 0..1, the largest over the labelled classes; in the order shown: {"CAM": ..., "RIB k=0": ...}."""
+    seeds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Caption -> (h, w) label map at the method's threshold: {"CAM": ..., "RIB": ...}."""
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One artefact of the study."""
+
+    name: str
+    """The stage's name, with the method and seed where there are several: `maps rib 0`."""
+    key: str
+    count: int
+    """Records it holds."""
+    computed: int
+    """Records that this call computed itself; the rest it found."""
+    seconds: float
+    set_aside: Sequence[Mapping[str, str]] = ()
+    """{"id", "reason"} of every picture that was set aside."""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All that the tables and the report show."""
+
+    experiment: Any
+    """The settings of all stages; only `flat()` and `name` are read, and only where they are there."""
+    rows: Sequence[Mapping[str, Any]]
+    """Rows of scores.json (INTERFACE.md)."""
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """Method -> {"thresholds": [...], "mIoU": [...]}, percent; "std" may stand beside (several random seeds)."""
+    over_k: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    """Method -> per step {"k", "mIoU", "threshold"}; "std" may stand beside."""
+    ends: Mapping[str, Mapping[str, Mapping[int, int]]] = field(default_factory=dict)
+    """Method -> reason (margin, area, steps, companions) -> steps entered -> number of pictures."""
+    panels: Sequence[Panel] = ()
+    stages: Sequence[StageSummary] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """The content of run.json."""
+    paper_rows: Sequence[Mapping[str, Any]] = ()
+    """Rows of the papers' tables, columns of `papers/*.csv`."""
+    classes: Sequence[str] = ()
+    """Class names without background."""
+    palette: Sequence[Sequence[int]] = ()
+    """RGB of every label value, background first."""
+    warnings: Sequence[str] = ()
