@@ -67,6 +67,17 @@ def test_momentum_given_is_torchs_sgd() -> None:
     torch.testing.assert_close(_grown(optimizer, ours, gradients), reference.detach(), atol=1e-6, rtol=0)
 
 
+def test_gradients_laid_out_otherwise() -> None:
+    gradients = torch.randn(4, 2, 3, 2, 2, generator=torch.Generator().manual_seed(4))
+    expected = _grown(*reversed(_one(0.9)), gradients)  # type: ignore[arg-type]
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 24).reshape(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+    optimizer = PolySGD([{"params": [weight]}], 0.1, 0.05, 6, momentum=0.9)
+    for gradient in gradients:
+        weight.grad = gradient.contiguous()
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=0)
+
+
 def test_the_two_momenta_differ() -> None:
     gradients = torch.ones(6, 2, 3, 2, 2)
     (a, official), (b, expected) = _one(None), _one(0.9)
