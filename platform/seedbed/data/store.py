@@ -1,0 +1,292 @@
+"""The sample store: pictures, class labels and masks by id, memory-mapped, so that any number of processes share one copy.
+
+Opening looks at the index and at both ends of every file; `verify` reads all of it. Pictures and masks stay encoded until asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from seedbed.data.settings import DataConfig
+from seedbed.data.store_format import EDGE, FORMAT, INDEX, LABEL_SOURCES, Index, StoreInfo, metadata_checksum
+from seedbed.data.writer import StoreWriter
+from seedbed.types import Sample, UserError
+
+__all__ = ["DataConfig", "Store", "StoreInfo", "StoreWriter", "open_store"]
+
+PREPARE = "python datasets/voc2012/prepare.py --devkit DIR --out STORE"
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+
+
+def open_store(path: str | Path, cache: Path | str | None = None) -> Store:
+    """A finished store, ready for random access.
+
+    A plain path is opened where it is. A URI (`s3://`, `gs://`, `hdfs://`, `file://`, any that pyarrow knows) is brought to `cache`, a
+    folder of this node, once per node. Raises UserError where there is no store, or a damaged one, or one of a newer format.
+    """
+    if "://" in str(path):
+        return _open_remote(str(path), None if cache is None else str(cache))
+    if not str(path):
+        raise UserError("no sample store is named", field="--data.store", remedy=f"give --data.store STORE; make one with: {PREPARE}")
+    return Store(Path(path))
+
+
+class Store:
+    """Samples by id. Cheap to pickle: a worker gets the address and maps the same pages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).absolute()
+        self.remote: tuple[str, str | None] | None = None
+        """Address and cache, where the store was brought from elsewhere: another node brings its own copy."""
+        self.info, self._index, self.checksum = read_index(self.path)
+        self._row = {ident: row for row, ident in enumerate(self._index.ids)}
+        self._maps = [_map_file(self.path / entry["name"], entry) for entry in self.info.files]
+        self._readers: list[pa.ipc.RecordBatchFileReader | None] = [None] * len(self._maps)
+        self._batches: dict[tuple[int, int], list[pa.Array | None]] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.remote or str(self.path), self.checksum))
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __contains__(self, ident: object) -> bool:
+        return ident in self._row
+
+    def ids(self, split: str | None = None) -> list[str]:
+        """Ids of a split in the order of its list; without a name all ids. An unknown split raises UserError with the known ones."""
+        if split is None:
+            return list(self._index.ids)
+        if split not in self._index.splits:
+            known = ", ".join(f"{name} ({n:,})" for name, n in self.info.splits.items()) or "none"
+            raise UserError(f"the store has no split {split!r}", file=self.path, field="split", remedy=f"choose one of: {known}")
+        at = self._index.splits[split]
+        rows = np.flatnonzero(at >= 0)
+        return [self._index.ids[row] for row in rows[np.argsort(at[rows], kind="stable")]]
+
+    def __getitem__(self, ident: str) -> Sample:
+        """The sample, its bytes as views of the mapped file."""
+        row = self._row_of(ident)
+        index = self._index
+        file, batch, at = (int(v) for v in index.place[row])
+        picture, *masks = self._columns(file, batch)
+        source = int(index.source[row])
+        return Sample(
+            id=ident,
+            picture=memoryview(picture[at].as_buffer()),
+            height=int(index.height[row]),
+            width=int(index.width[row]),
+            labels=index.labels[row] if index.labelled[row] else None,
+            label_source=None if source < 0 else LABEL_SOURCES[source],
+            masks={
+                kind: memoryview(column[at].as_buffer())
+                for kind, column in zip(self.info.mask_kinds, masks, strict=True)
+                if column[at].is_valid
+            },
+        )
+
+    def size(self, ident: str) -> tuple[int, int]:
+        """Height and width, without decoding."""
+        row = self._row_of(ident)
+        return int(self._index.height[row]), int(self._index.width[row])
+
+    def labels(self, ids: Sequence[str]) -> np.ndarray:
+        """(n, c) uint8; rows of zeros where there is no label (`has_label` tells). Nothing is decoded."""
+        return self._index.labels[self._rows(ids)]
+
+    def has_label(self, ids: Sequence[str]) -> np.ndarray:
+        """(n,) bool."""
+        return self._index.labelled[self._rows(ids)]
+
+    def has_mask(self, ids: Sequence[str], kind: str = "class") -> np.ndarray:
+        """(n,) bool."""
+        rows = self._rows(ids)
+        return self._index.masks[kind][rows].any(axis=1) if kind in self._index.masks else np.zeros(len(rows), bool)
+
+    def label_sources(self, ids: Sequence[str]) -> dict[str, int]:
+        """How many of the pictures got their labels from where."""
+        found = self._index.source[self._rows(ids)]
+        names = ("none", *LABEL_SOURCES)
+        return {names[code + 1]: int(n) for code, n in zip(*np.unique(found, return_counts=True), strict=True)}
+
+    def inputs_checksum(self, which: str | Sequence[str]) -> str:
+        """Hex SHA-256 of what a method may see of a split or a list of ids: pictures and class labels, in order. Masks have no part in it."""
+        ids = self.ids(which) if isinstance(which, str) else list(which)
+        rows, index = self._rows(ids), self._index
+        sink = hashlib.sha256("\n".join(ids).encode())
+        for array in (index.picture[rows], index.labels[rows], index.labelled[rows]):
+            sink.update(f"{array.shape}".encode() + array.tobytes())
+        return sink.hexdigest()
+
+    def truth_checksum(self, which: str | Sequence[str]) -> str:
+        """Hex SHA-256 of what scores are counted against: the masks of a split, or of a list of ids, in order."""
+        ids = self.ids(which) if isinstance(which, str) else list(which)
+        rows = self._rows(ids)
+        sink = hashlib.sha256("\n".join(ids).encode())
+        for kind in sorted(self._index.masks):
+            sink.update(f"{kind}:".encode() + self._index.masks[kind][rows].tobytes())
+        return sink.hexdigest()
+
+    def damaged(self, ids: Sequence[str]) -> dict[str, str]:
+        """Reads these samples whole: id -> what is wrong, for those whose bytes are not those that were written."""
+        wrong: dict[str, str] = {}
+        for ident in ids:
+            try:
+                problem = self._problem(self._row_of(ident))
+            except UserError as error:
+                problem = error.message
+            if problem:
+                wrong[ident] = problem
+        return wrong
+
+    def verify(self) -> Iterator[tuple[str, str]]:
+        """Reads every byte; yields (id, problem) for damaged samples, and (file, problem) for damage between them."""
+        touched: set[int] = set()
+        order = np.lexsort((self._index.place[:, 2], self._index.place[:, 1], self._index.place[:, 0]))
+        for row in order:
+            ident = self._index.ids[row]
+            for problem in self.damaged([ident]).values():
+                touched.add(int(self._index.place[row, 0]))
+                yield ident, problem
+        for number, entry in enumerate(self.info.files):
+            if number not in touched:
+                with open(self.path / entry["name"], "rb") as content:
+                    if hashlib.file_digest(content, "sha256").hexdigest() != entry["sha256"]:
+                        yield entry["name"], "the file is damaged between its records"
+
+    def _problem(self, row: int) -> str | None:
+        file, batch, at = (int(v) for v in self._index.place[row])
+        picture, *masks = self._columns(file, batch)
+        digests = [("picture", picture, self._index.picture)]
+        digests += [(f"{kind} mask", column, self._index.masks[kind]) for kind, column in zip(self.info.mask_kinds, masks, strict=True)]
+        wrong = []
+        for name, column, expected in digests:
+            there = column[at].is_valid
+            if there != bool(expected[row].any()) or (there and hashlib.sha256(column[at].as_buffer()).digest() != expected[row].tobytes()):
+                wrong.append(name)
+        return f"{' and '.join(wrong)}: other bytes than were written (checksum)" if wrong else None
+
+    def _row_of(self, ident: str) -> int:
+        try:
+            return self._row[ident]
+        except KeyError:
+            raise UserError(f"the store has no sample {ident!r}", file=self.path, field="id", remedy="name an id of the store") from None
+
+    def _rows(self, ids: Sequence[str]) -> np.ndarray:
+        return np.fromiter((self._row_of(ident) for ident in ids), np.int64, count=len(ids))
+
+    def _columns(self, file: int, batch: int) -> list[Any]:
+        """Picture and mask columns of one batch, as views of the mapped file."""
+        found = self._batches.get((file, batch))
+        if found is None:
+            with self._lock:
+                try:
+                    reader = self._readers[file]
+                    if reader is None:
+                        reader = self._readers[file] = pa.ipc.open_file(self._maps[file])
+                    records = reader.get_batch(batch)
+                    records.validate(full=True)  # offsets only: a damaged one must not reach outside the mapping
+                    found = [records.column(name) for name in ("picture", *(f"mask:{kind}" for kind in self.info.mask_kinds))]
+                except _BROKEN as error:
+                    _damaged(self.path / self.info.files[file]["name"], f"batch {batch} can't be read: {error}", error)
+                self._batches[file, batch] = found
+        return found
+
+
+def _open_remote(uri: str, cache: str | None) -> Store:
+    from seedbed.data.remote import bring
+
+    store = Store(bring(uri, None if cache is None else Path(cache)))
+    store.remote = (uri, cache)
+    return store
+
+
+def _reopen(address: str | tuple[str, str | None], checksum: str) -> Store:
+    store = Store(Path(address)) if isinstance(address, str) else _open_remote(*address)
+    if store.checksum != checksum:
+        raise UserError(
+            f"the store {store.path} was replaced while it was in use",
+            file=store.path,
+            field="--data.store",
+            remedy="start the run again",
+        )
+    return store
+
+
+def read_index(path: Path) -> tuple[StoreInfo, Index, str]:
+    """What a store says of itself, its index, and the checksum of that; UserError where it is not as it was written."""
+    file = path / INDEX
+    if not file.is_file():
+        _refuse(path)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        metadata = dict(reader.schema.metadata or {})
+        version = int(metadata.get(b"version", b"0"))
+    except _BROKEN as error:
+        _damaged(file, "its index can't be read", error)
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has store format {version}, this Seedbed reads up to {FORMAT}",
+            file=path,
+            field="--data.store",
+            remedy=f"update Seedbed, or make the store again: {PREPARE}",
+        )
+    try:
+        if metadata_checksum(metadata) != metadata[b"metadata_sha256"].decode():
+            raise ValueError("checksum of the metadata")
+        info = StoreInfo.from_metadata(metadata)
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        index = Index.from_batch(batch, info)
+        checksum = index.checksum()
+        if checksum != metadata[b"rows_sha256"].decode():
+            raise ValueError("checksum of the rows")
+    except _BROKEN as error:
+        _damaged(file, f"its index is not as it was written ({error})", error)
+    return info, index, checksum
+
+
+def _map_file(path: Path, entry: Any) -> pa.MemoryMappedFile:
+    try:
+        mapped = pa.memory_map(str(path))
+    except OSError as error:
+        _damaged(path, f"{path.name} is missing or can't be opened", error)
+    size = mapped.size()
+    if size != entry["bytes"]:
+        _damaged(path, f"{path.name} has {size:,} bytes of {entry['bytes']:,}")
+    edges = hashlib.sha256(mapped.read_at(EDGE, 0))
+    edges.update(mapped.read_at(EDGE, max(0, size - EDGE)))
+    if edges.hexdigest() != entry["edges"]:
+        _damaged(path, f"{path.name} begins or ends with other bytes than were written")
+    return mapped
+
+
+def _damaged(file: Path, what: str, cause: BaseException | None = None) -> NoReturn:
+    raise UserError(
+        f"the store {file.parent} is damaged: {what}",
+        file=file,
+        field="--data.store",
+        remedy=f"copy it again, or make it again: {PREPARE}",
+    ) from cause
+
+
+def _refuse(path: Path) -> NoReturn:
+    """There is no index: say what is there instead."""
+    if not path.exists():
+        what = f"there is no sample store {path}"
+    elif path.is_file():
+        what = f"{path} is a file, not a sample store"
+    elif (path / "JPEGImages").is_dir() or (path / "VOC2012").is_dir():
+        what = f"{path} is a devkit, not a sample store"
+    else:
+        what = f"{path} is no sample store: it has no {INDEX}"
+    raise UserError(what, file=path, field="--data.store", remedy=f"make one with: {PREPARE}")
