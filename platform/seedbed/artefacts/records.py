@@ -136,7 +136,7 @@ def seeds_record(
         "id": ident,
         "height": label_map.shape[0],
         "width": label_map.shape[1],
-        "pixels": hashlib.sha256(np.ascontiguousarray(label_map)).hexdigest(),
+        "pixels": hashlib.sha256(np.ascontiguousarray(label_map).tobytes()).hexdigest(),
         "confusion": None if confusion is None else pack(confusion),
         "contour": None if contour is None else pack(contour),
         "label_map": png(label_map),

@@ -1,0 +1,30 @@
+"""RIB on PASCAL VOC 2012: classifier, per-image fine-tuning, seeds and their scores.
+
+Paper: Lee et al., "Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation", NeurIPS 2021, Table 1 (seed).
+Command: python datasets/voc2012/prepare.py --devkit VOCdevkit --out voc2012
+         python experiments/voc_rib.py --data.store voc2012
+Run time: paper settings, maps of all 10,582 pictures, about 2.5 h on one H200 (not yet measured; counted in docs/performance.md);
+          --smoke on two cores about 2 min.
+Expected: seed mIoU on train 48.8 (CAM) and 56.5 (RIB) with ImageNet weights and the best threshold on train.
+"""
+
+from seedbed.pipeline import DataConfig, Experiment
+from seedbed.study import main
+
+STUDY = Experiment(
+    name="voc_rib",
+    data=DataConfig(train_split="trainaug", map_split="trainaug", companion_split="trainaug", score_split="train"),
+)
+
+# Everything at a size for two cores: few pictures, small and not pre-trained, so that the scores mean nothing but that all stages work.
+SMOKE = {
+    "data.limit": 24, "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train",
+    "classifier.backbone": "resnet18", "classifier.weights": "none", "classifier.epochs": 3, "classifier.batch": 8,
+    "classifier.lr": 0.01, "classifier.validation_limit": 16, "classifier.transform.resize_low": 96,
+    "classifier.transform.resize_high": 160, "classifier.transform.crop": 128, "cam.long_side": 160,
+    "rib.steps": 3, "rib.batch": 4, "rib.lr": 1e-4, "rib.margin": 60.0,
+    "scoring.low": 0.05, "scoring.high": 0.6,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main(STUDY, SMOKE)

@@ -1,0 +1,137 @@
+"""The plain Executor: this process, no Ray. For the debugger, unit tests and machines without Ray; the same bits as with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from seedbed import loop
+from seedbed.artefacts import Stage
+from seedbed.types import UserError
+
+
+class ImageWork(Protocol):
+    """Work on one picture at a time. Pickled to a worker, opened there once, then called with ids."""
+
+    def open(self) -> Callable[[str], dict[str, Any]]:
+        """What maps an id to a record of the stage's schema (without `hash`); raising sets the picture aside."""
+        ...
+
+
+class Shown(Protocol):
+    """The one line of a stage in the terminal (`progress.py`)."""
+
+    def advance(self, n: int = 1, set_aside: int = 0) -> None: ...
+
+
+class Executor(Protocol):
+    """Who does the work: this process, or actors and workers of a Ray cluster. Nothing below the pipeline knows which."""
+
+    device: str
+
+    def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
+        """Records of the ids that have none yet, committed to the stage; returns how many were computed."""
+        ...
+
+    def train(self, task: loop.Task, folder: Path) -> None:
+        """Runs the training loop to its end, from its checkpoint where there is one; leaves `folder/weights.pt`."""
+        ...
+
+
+class Tracker(Protocol):
+    """Who keeps the record: MLflow, or nobody."""
+
+    def start(self, experiment: str, run_name: str | None, params: dict[str, Any], tags: dict[str, str]) -> None: ...
+
+    def stage(self, name: str, tags: dict[str, str]) -> str: ...
+
+    def log(self, metrics: dict[str, float], step: int | None = None, child: str | None = None) -> None: ...
+
+    def artifact(self, path: Path, child: str | None = None) -> None: ...
+
+    def end_stage(self, child: str, status: str = "FINISHED") -> None: ...
+
+    def end(self, status: str = "FINISHED") -> None: ...
+
+
+class NullTracker:
+    """Keeps no record; the output folder has it all."""
+
+    def start(self, experiment: str, run_name: str | None, params: dict[str, Any], tags: dict[str, str]) -> None:
+        pass
+
+    def stage(self, name: str, tags: dict[str, str]) -> str:
+        return ""
+
+    def log(self, metrics: dict[str, float], step: int | None = None, child: str | None = None) -> None:
+        pass
+
+    def artifact(self, path: Path, child: str | None = None) -> None:
+        pass
+
+    def end_stage(self, child: str, status: str = "FINISHED") -> None:
+        pass
+
+    def end(self, status: str = "FINISHED") -> None:
+        pass
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture was set aside, in one line: the reason belongs to the record and must not depend on who did the work."""
+    if isinstance(error, UserError):
+        return error.message
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+
+
+def local_device(wanted: str) -> str:
+    """auto, cpu or cuda as this process can have it; cuda without any raises UserError."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("there is no cuda device", field="--run.device", remedy="say --run.device auto or cpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+class LocalExecutor:
+    """Everything in this process, one picture after the other."""
+
+    def __init__(self, *, device: str, threads: int, workers: int, commit_every: int) -> None:
+        self.device, self.threads, self.workers, self.commit_every = device, threads, workers, commit_every
+
+    def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
+        todo = stage.pending(ids)
+        if not todo:
+            return 0
+        computed = 0
+        with _threads(self.threads), stage.writer(self.commit_every) as writer:
+            call = work.open()
+            for ident in todo:
+                try:
+                    record = call(ident)
+                except Exception as error:  # one bad picture never ends a run
+                    stage.set_aside(ident, reason(error))
+                    shown.advance(0, set_aside=1)
+                    continue
+                writer.add(record)
+                computed += 1
+                shown.advance()
+        return computed
+
+    def train(self, task: loop.Task, folder: Path) -> None:
+        loop.train_locally(task, folder, workers=self.workers, device=self.device, threads=self.threads)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Threads of this process as a worker would have them: their number changes the last bits of a gradient on a CPU."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

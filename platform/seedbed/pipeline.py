@@ -1,0 +1,193 @@
+"""The way of a picture as a list of verbs: `Experiment` (the settings of all stages) and `Study` (the stages in order).
+
+The study asks an Executor for work and a Tracker for the record, two small protocols; it does not know who they are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from seedbed.classifier import ClassifierConfig, ClassifierTask
+from seedbed.config import Settings, bounded, nested, setting
+from seedbed.data import DataConfig, Store, open_store
+from seedbed.data.shapes import ShapesConfig, make_shapes
+from seedbed.methods import method_class
+from seedbed.methods.cam import CamConfig
+from seedbed.methods.rib import RibConfig
+from seedbed.seeds import SeedConfig
+from seedbed.types import UserError
+
+Until = Literal["maps", "seed"]
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Where and how the work is done. None of it changes a result but device, threads and the number of training workers."""
+
+    executor: Literal["ray", "local"] = setting("ray", key=False)
+    """ray: actors and workers of a cluster; local: this process, without Ray (debugger, machines without Ray). Same bits."""
+    actors: int = bounded(2, 1, 4096, key=False)
+    """Actors of per-image work."""
+    workers: int = bounded(1, 1, 4096)
+    """Training workers (data parallel); part of the record, for their number changes the last bits."""
+    threads: int = bounded(1, 1, 1024)
+    """Torch threads of each actor and worker; part of the record. More actors are faster than more threads."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run. auto: what the cluster's workers have or can start; cuda without any is an error."""
+    gpus_per_actor: float = bounded(0.0, 0.0, 1.0, key=False)
+    """Share of a GPU that an actor takes; 0: one GPU is shared by all actors of a node that has one."""
+    commit_every: int = bounded(256, 1, 1_000_000, key=False)
+    """Pictures a fragment: what a kill can cost at most (or 60 s, whichever comes first)."""
+    tracking_uri: str = setting("", key=False)
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else a sqlite file in the output folder; none: no MLflow."""
+    name: str = setting("", key=False)
+    """Name of the MLflow run; default: the study's name and settings key."""
+
+
+@dataclass(frozen=True)
+class Experiment(Settings):
+    """The settings of all stages of a study. Two calls with the same resulting settings are the same study."""
+
+    name: str = setting("study", key=False)
+    """Name of the study: MLflow experiment, and the default output folder runs/NAME."""
+    out: str = setting("", key=False)
+    """Output folder; default runs/NAME."""
+    smoke: bool = setting(False, key=False)
+    """The whole study at a size that ends within minutes on two cores, offline."""
+    seed: int = bounded(0, 0, 2**31)
+    """First random seed."""
+    seeds: int = bounded(1, 1, 1000)
+    """Number of repetitions; from two on, mean, standard deviation and paired differences are reported."""
+    seeds_vary: Literal["rib", "all"] = "all"
+    """What is repeated: rib (the fine-tuning on one classifier, as RIB's 56.44 +- 0.05) or all (as HFPL's five runs)."""
+    explain: bool = setting(False, key=False)
+    """Print which stages would run and why, then exit."""
+    until: Until = setting("seed", key=False)
+    """The last stage to run."""
+    method: Literal["cam", "rib"] = "rib"
+    """What makes the maps; plain CAMs are always made beside it."""
+    data: DataConfig = nested(DataConfig)
+    classifier: ClassifierConfig = nested(ClassifierConfig)
+    cam: CamConfig = nested(CamConfig)
+    rib: RibConfig = nested(RibConfig)
+    scoring: SeedConfig = nested(SeedConfig)
+    run: RunConfig = nested(RunConfig)
+
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}").absolute()
+
+    def open_data(self, *, dry: bool = False) -> Store:
+        """The sample store that the study reads; a dry call leaves nothing behind."""
+        if not self.data.store:
+            remedy = "python datasets/voc2012/prepare.py --devkit VOCdevkit --out STORE makes one"
+            raise UserError("no sample store is named", field="--data.store", remedy=remedy)
+        return open_store(self.data.store, cache=self.data.cache)
+
+    def check_together(self, prefix: str) -> None:
+        if self.method == "cam" and self.seeds > 1 and self.seeds_vary == "rib":
+            remedy = "say --seeds-vary all, or --method rib"
+            raise UserError("plain CAMs do not change from one fine-tuning to the next", field="--seeds-vary", remedy=remedy)
+
+
+@dataclass(frozen=True)
+class ShapesExperiment(Experiment):
+    """A study on the embedded shapes set, which it makes itself: no download, exact masks."""
+
+    shapes: ShapesConfig = nested(ShapesConfig)
+
+    def open_data(self, *, dry: bool = False) -> Store:
+        """The shapes store in the output folder, made when it is not there yet."""
+        folder = self.folder() / "data"
+        if dry and not folder.exists():
+            folder = Path(tempfile.mkdtemp(prefix="seedbed-explain-"))
+        return open_store(make_shapes(folder, self.shapes))
+
+
+class Keys:
+    """Content keys of the stages, known before any of them runs: a stage's settings, its inputs' keys, and the code's version."""
+
+    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
+        self.experiment, self.store, self.device = experiment, store, device
+        data = experiment.data
+        self.map_ids = data.select(store, data.map_split)[0]
+        self.score_ids = data.select(store, data.score_split)[0]
+        known = set(self.map_ids)
+        self.map_ids += [i for i in self.score_ids if i not in known]
+
+    def resources(self) -> dict[str, Any]:
+        return {"device": self.device, "threads": self.experiment.run.threads}
+
+    def classifier_settings(self, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        return {
+            "classifier": e.classifier.resolved().to_dict(only_key=True),
+            "method": "cam",
+            "seed": seed,
+            "workers": e.run.workers,
+            "inputs": self.store.inputs_checksum(e.data.select(self.store, e.data.train_split)[0]),
+            **self.resources(),
+        }
+
+    def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        out = {
+            "method": method,
+            "cam": e.cam.to_dict(only_key=True),
+            "inputs": self.store.inputs_checksum(self.map_ids),
+            **self.resources(),
+        }
+        if method == "rib":
+            companions = e.data.select(self.store, e.data.companion_split)[0]
+            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self.store.inputs_checksum(companions)}
+            out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
+        return out
+
+    def sweep_settings(self, ids: list[str], split: str) -> dict[str, Any]:
+        scoring = self.experiment.scoring
+        grid = [float(t) for t in scoring.grid()]
+        return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
+
+    def seeds_settings(self, method: str) -> dict[str, Any]:
+        e = self.experiment
+        return {
+            "method": method,
+            "scoring": e.scoring.to_dict(only_key=True),
+            "split": e.data.score_split,
+            "truth": self.store.truth_checksum(self.score_ids),
+        }
+
+
+def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:
+    """What a method's class is constructed with."""
+    return {"cam": (experiment.cam,), "rib": (experiment.rib, experiment.cam)}[method]
+
+
+def code_version(method: str) -> int:
+    return int(method_class(method).version)
+
+
+def classifier_task(experiment: Experiment, store: Store, seed: int) -> ClassifierTask:
+    data = experiment.data
+    return ClassifierTask(
+        store=str(store.path),
+        cache=data.cache,
+        train_split=data.train_split,
+        validation_split=experiment.classifier.validation_split,
+        config=experiment.classifier.resolved(),
+        seed=seed,
+        limit=data.limit,
+    )
+
+
+def explain(experiment: Experiment, say: Callable[[str], None] = print) -> None:
+    """One line per stage: name, key, state, reason. Nothing is run and nothing written."""
+    from seedbed.stages import Study
+
+    experiment.check()
+    for line in Study.open(experiment, dry=True).explanation():
+        say(line)
+

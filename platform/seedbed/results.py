@@ -1,0 +1,302 @@
+"""What comes out of a study's stages: rows of scores.json, curves, panels, the report, run.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seedbed import provenance
+from seedbed.artefacts import Stage, write_atomically
+from seedbed.artefacts.records import maps_from, seeds_from, unpack
+from seedbed.metrics.contour import Contour
+from seedbed.metrics.region import Confusion
+from seedbed.report import Panel, StudyResult, write_report, write_tables
+from seedbed.scores import protocol_record, repetition_rows, score_rows
+from seedbed.seeds import SweepCounts, Threshold
+
+if TYPE_CHECKING:
+    from seedbed.stages import Study
+
+PANELS = 8
+"""Pictures shown in the report."""
+SCORES_VERSION = 1
+
+
+def seed_rows(study: Study, stage: Stage, method: str, seed: int, threshold: Threshold | None) -> list[dict[str, Any]]:
+    """The rows of one seeds artefact; the per-picture counts in its records are added up."""
+    e, info = study.experiment, study.store.info
+    names = info.classes
+    region = Confusion(len(names))
+    contour = Contour(len(names), e.scoring.tolerance)
+    images = 0
+    for record in stage.records():
+        if record["confusion"] is None:
+            continue
+        region.merge(Confusion.from_record(unpack(record["confusion"]), len(names)))
+        contour.merge(Contour.from_record(unpack(record["contour"]), len(names), e.scoring.tolerance))
+        images += 1
+    protocol = protocol_record(
+        dataset=info.dataset,
+        split=e.data.score_split,
+        images=images,
+        subset=info.subset or bool(e.data.limit),
+        initial_weights=e.classifier.weights if threshold is not None else "none",
+        scales=e.cam.scales if threshold is not None else (),
+        flip=e.cam.flip and threshold is not None,
+        crf=None,
+        threshold=threshold,
+        label_source=label_source(study),
+        oracle_labels=e.data.score_split != e.data.train_split
+        and not set(study.keys.score_ids) <= set(study.store.ids(e.data.train_split)),
+        contour_tolerance=e.scoring.tolerance,
+        absent_classes=e.scoring.absent(study.store.info.subset),
+        settings_key=e.key(),
+        git=study.git,
+        network=threshold is not None,
+        from_scratch=threshold is not None and e.classifier.weights == "none",
+        seeds_vary=e.seeds_vary,
+    )
+    return score_rows(region, contour, stage="seed", method=method, split=e.data.score_split, seed=seed, protocol=protocol, names=names)
+
+
+def label_source(study: Study) -> str:
+    """Where the class labels of the scored pictures came from; several sources are named together."""
+    return "+".join(study.store.label_sources(study.keys.score_ids))
+
+
+def score_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Rows as MLflow metrics: seed/train/mIoU, seed/train/IoU/<class>."""
+    return {f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}": r["value"] for r in rows}
+
+
+def parent_metrics(study: Study) -> dict[str, float]:
+    """Scores of the study's last method, the mean over its seeds: what two parents are compared by."""
+    last = study.methods[-1]
+    mine = [r for r in study.rows if r["method"] == last and isinstance(r["seed"], int)]
+    names = {f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}" for r in mine}
+    by_name: dict[str, list[float]] = {name: [] for name in names}
+    for r in mine:
+        by_name[f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}"].append(r["value"])
+    out = {name: float(np.mean(values)) for name, values in by_name.items()}
+    plain = [r["value"] for r in study.rows if r["method"] == "cam" and r["metric"] == "mIoU" and isinstance(r["seed"], int)]
+    if last != "cam" and plain:
+        split = study.experiment.data.score_split
+        out[f"seed/{split}/mIoU/cam"] = float(np.mean(plain))
+    return out
+
+
+def conclude(study: Study, began: float) -> StudyResult:
+    """Scores, tables, report and the parent's record, from what the stages left behind."""
+    rows = [*study.rows, *validation_rows(study)]
+    rows += repetition_rows(rows)
+    content = {"version": SCORES_VERSION, "rows": rows}
+    write_atomically(study.out / "scores.json", json.dumps(content, indent=1, allow_nan=False).encode())
+    info = study.store.info
+    result = StudyResult(
+        experiment=study.experiment,
+        rows=rows,
+        curves=curves(study),
+        over_k=over_k(study),
+        ends=ends(study),
+        panels=panels(study),
+        stages=study.summaries,
+        provenance=run_record(study, began, "FINISHED", None),
+        paper_rows=paper_rows(study),
+        classes=info.classes,
+        palette=info.palette,
+        warnings=[*study.warnings, *warnings(study)],
+    )
+    report = write_report(study.out, result)
+    write_tables(result, report=report)
+    study.tracker.log(parent_metrics(study))
+    for path in (study.out / "scores.json", report, *sorted((study.out / "figures").glob("*"))):
+        study.tracker.artifact(path)
+    return result
+
+
+def validation_rows(study: Study) -> list[dict[str, Any]]:
+    """Mean average precision of each classifier on its validation split, where there was one."""
+    rows = []
+    e = study.experiment
+    for seed in study.seeds:
+        stage = study.classifier_stage(seed)
+        figures = (stage.manifest or {}).get("summary", {}).get("validation", {})
+        if "val/mAP" in figures:
+            split = e.classifier.validation_split
+            images = len(study.store.ids(split))
+            protocol = {"dataset": study.store.info.dataset, "split": split, "images": images, "subset": study.store.info.subset}
+            protocol |= {"initial_weights": e.classifier.weights, "threshold": {"value": None, "source": "fixed"}, "settings_key": e.key()}
+            row = {"stage": "classifier", "method": "cam", "split": split, "seed": seed, "metric": "mAP", "value": figures["val/mAP"]}
+            rows.append({**row, "protocol": protocol})
+    return rows
+
+
+def sweep_of(study: Study, method: str, seed: int) -> SweepCounts:
+    grid = study.experiment.scoring.grid()
+    names = len(study.store.info.classes)
+    counts = SweepCounts(grid, names)
+    for record in study.sweeps[method, seed].records():
+        counts.merge(SweepCounts.from_record(unpack(record["counts"]), grid, names))
+    return counts
+
+
+def curves(study: Study) -> dict[str, dict[str, list[float]]]:
+    """Per method the mean IoU at every threshold, the mean over seeds, percent."""
+    out = {}
+    absent = study.experiment.scoring.absent(study.store.info.subset)
+    for method in study.methods:
+        found = [sweep_of(study, method, seed).ious(absent)[1] for m, seed in study.sweeps if m == method]
+        if found:
+            out[method] = {"thresholds": study.experiment.scoring.grid().tolist(), "mIoU": (100 * np.mean(found, axis=0)).tolist()}
+            if len(found) > 1:
+                out[method]["std"] = (100 * np.std(found, axis=0, ddof=1)).tolist()
+    return out
+
+
+def over_k(study: Study) -> dict[str, list[dict[str, float]]]:
+    """Per method with snapshots the mean IoU of the cumulative map of every k, each at its best threshold; the mean over seeds."""
+    grid = study.experiment.scoring.grid()
+    names = len(study.store.info.classes)
+    absent = study.experiment.scoring.absent(study.store.info.subset)
+    out: dict[str, list[dict[str, float]]] = {}
+    for method in study.methods:
+        runs: list[list[tuple[float, float]]] = []
+        for m, seed in study.sweeps:
+            if m != method:
+                continue
+            steps: dict[int, SweepCounts] = {}
+            for record in study.sweeps[m, seed].records():
+                if record["snapshots"] is None:
+                    continue
+                arrays = unpack(record["snapshots"])
+                last = max(int(name.split(".")[0]) for name in arrays)
+                for k in range(study.experiment.rib.steps):
+                    # A run that ended early keeps its last map: that is what it would be scored by.
+                    prefix = f"{min(k, last):03d}."
+                    mine = {name[len(prefix) :]: values for name, values in arrays.items() if name.startswith(prefix)}
+                    steps.setdefault(k, SweepCounts(grid, names)).merge(SweepCounts.from_record(mine, grid, names))
+            best = [steps[k].best(absent) for k in sorted(steps)]
+            if best:
+                runs.append([(100 * b.mean_iou, b.value) for b in best])
+        if runs:
+            values = np.asarray(runs)  # (runs, k, 2)
+            out[method] = [
+                {"k": k, "mIoU": float(values[:, k, 0].mean()), "threshold": float(values[:, k, 1].mean())}
+                | ({"std": float(values[:, k, 0].std(ddof=1))} if len(runs) > 1 else {})
+                for k in range(values.shape[1])
+            ]
+    return out
+
+
+def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
+    """Per method with a loop: reason for its end -> steps entered -> pictures."""
+    out: dict[str, dict[str, dict[int, int]]] = {}
+    for (method, _), stage in study.maps_stages.items():
+        if method == "cam":
+            continue
+        counts: Counter[tuple[str, int]] = Counter()
+        for record in stage.records():
+            counts[record["ended"], record["steps"]] += 1
+        mine = out.setdefault(method, {})
+        for (why, steps), n in sorted(counts.items()):
+            mine.setdefault(why, {})
+            mine[why][steps] = mine[why].get(steps, 0) + n
+    return out
+
+
+def panels(study: Study) -> list[Panel]:
+    """Pictures for the report, evenly over the scored ones, of the first seed."""
+    from seedbed.methods.maps import high_res, snapshot_maps
+
+    seed = study.experiment.seed
+    stages = {method: study.maps_stages[method, seed].records() for method in study.methods if (method, seed) in study.maps_stages}
+    ids = [i for i in study.keys.score_ids if all(i in records for records in stages.values())]
+    chosen = [ids[i * len(ids) // PANELS] for i in range(min(PANELS, len(ids)))] if len(ids) > PANELS else ids
+    out = []
+    for ident in chosen:
+        sample = study.store[ident]
+        shown: dict[str, np.ndarray] = {}
+        for method, records in stages.items():
+            maps = maps_from(records[ident])
+            if maps.snapshots is not None:
+                last = len(maps.snapshots) - 1
+                for k in sorted({1, last // 2} - {last, 0}):
+                    if 0 < k < last:
+                        shown[f"{method.upper()} k={k}"] = strongest(
+                            np.asarray(high_res(snapshot_maps(maps, k))), sample.height, sample.width
+                        )
+            label = method.upper() if maps.snapshots is None else f"{method.upper()} k={len(maps.snapshots) - 1}"
+            shown[label] = strongest(np.asarray(high_res(maps)), sample.height, sample.width)
+        seeds = {}
+        for method in study.methods:
+            stage = study.seeds_stages.get((method, seed))
+            if stage is not None and ident in (records := stage.records()):
+                seeds[method.upper()] = seeds_from(records[ident]).label_map
+        out.append(Panel(id=ident, picture=sample.pixels(), truth=sample.mask("class"), maps=shown, seeds=seeds))
+    return out
+
+
+def strongest(cam_nhw: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cam_nhw.max(axis=0) if len(cam_nhw) else np.zeros((height, width), np.float32)
+
+
+def paper_rows(study: Study) -> list[dict[str, Any]]:
+    """The papers' seed rows of the same dataset, for the table."""
+    from seedbed.papers import seed_rows_of
+
+    return seed_rows_of(study.store.info.dataset, study.methods)
+
+
+def warnings(study: Study) -> list[str]:
+    """Sentences that a reader of the scores has to know."""
+    out = []
+    e = study.experiment
+    if e.classifier.weights == "none":
+        out.append(
+            "The classifier was trained from scratch: these scores must not be compared with a paper's, which start from ImageNet weights."
+        )
+    if study.store.info.subset or e.data.limit:
+        out.append(f"Scored on a subset of {study.store.info.dataset}: not comparable with published scores.")
+    for method, reasons in ends(study).items():
+        total = sum(n for steps in reasons.values() for n in steps.values())
+        early = sum(reasons.get("companions", {}).values())
+        if total and early > 0.05 * total:
+            out.append(f"{method.upper()}: {100 * early / total:.0f} % of the pictures ran out of companions before the last step.")
+    aside = sum(len(s.set_aside) for s in study.summaries)
+    if aside:
+        out.append(f"{aside} pictures were set aside; the report names them and says why.")
+    return out
+
+
+def run_record(study: Study, began: float, status: str, failure: BaseException | None) -> dict[str, Any]:
+    """The content of run.json."""
+    return {
+        "name": study.experiment.name,
+        "command": provenance.command(),
+        "settings": study.experiment.to_dict(),
+        "key": study.experiment.key(),
+        "seeds": list(study.seeds),
+        "git": provenance.git_commit(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "device": study.keys.device,
+        "dataset": {"name": study.store.info.dataset, "store": str(study.store.path), "splits": dict(study.store.info.splits), "palette": [list(c) for c in study.store.info.palette]},
+        "stages": [
+            {"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed, "seconds": s.seconds} for s in study.summaries
+        ],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+        "seconds": round(time.time() - began, 1),
+        "status": status,
+        "failure": None if failure is None else f"{type(failure).__name__}: {failure}",
+    }
+
+
+def write_run_record(study: Study, began: float, status: str, failure: BaseException | None) -> None:
+    aside = any(s.set_aside for s in study.summaries)
+    exit_status = {"FINISHED": 3 if aside else 0, "KILLED": 130}.get(status, 2)
+    record = {**run_record(study, began, status, failure), "exit_status": exit_status}
+    write_atomically(study.out / "run.json", json.dumps(record, indent=1, default=str).encode())

@@ -1,0 +1,387 @@
+"""A study's stages in order, each asked for by its key: found where it is whole, gone on with where it was cut short, else made.
+
+classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from seedbed import pipeline, progress, provenance
+from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Fragments, Stage
+from seedbed.artefacts.records import unpack, weights_record
+from seedbed.config import digest
+from seedbed.data import Store
+from seedbed.local import Executor, ImageWork, Tracker
+from seedbed.report import StageSummary, StudyResult
+from seedbed.seeds import SweepCounts, Threshold, choose_threshold
+from seedbed.types import UserError
+from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
+
+VERSIONS = {"classifier": 1, "thresholds": 1, "seeds": 1}
+"""Code versions of the stages whose code has no constant of its own; a golden test fails when output changes without a new one."""
+
+BASELINES = ("whole_picture", "centred_box")
+
+
+class Study:
+    """One study on its way: settings, data, and what its stages left behind so far."""
+
+    def __init__(self, experiment: pipeline.Experiment, store: Store, device: str) -> None:
+        self.experiment, self.store = experiment, store
+        self.out = experiment.folder()
+        self.git = str(provenance.git_commit()["commit"])
+        self.keys = pipeline.Keys(experiment, store, device)
+        self.summaries: list[StageSummary] = []
+        self.rows: list[dict[str, Any]] = []
+        self.sweeps: dict[tuple[str, int], Stage] = {}
+        self.maps_stages: dict[tuple[str, int], Stage] = {}
+        self.seeds_stages: dict[tuple[str, int], Stage] = {}
+        self.thresholds: dict[tuple[str, int], Threshold] = {}
+        self.warnings: list[str] = []
+        self.executor: Executor
+        self.tracker: Tracker
+        self.progress = progress.Progress()
+
+    @classmethod
+    def open(cls, experiment: pipeline.Experiment, *, device: str = "cpu", dry: bool = False) -> Study:
+        """Looks at data and settings before anything is started; raises UserError for what can't work."""
+        store = experiment.open_data(dry=dry)
+        study = cls(experiment, store, device)
+        study.check()
+        return study
+
+    # --- before the first stage ------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Combinations of settings and data that can't work are said now, not after an hour."""
+        e = self.experiment
+        if e.classifier.weights not in ("imagenet", "none") and not Path(e.classifier.weights).exists():
+            message = f"{e.classifier.weights} does not exist"
+            remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
+            raise UserError(message, file=e.classifier.weights, field="--classifier.weights", remedy=remedy)
+        if e.method == "rib" and e.rib.batch > 0:
+            pool = len(self.store.ids(e.data.companion_split))
+            if e.rib.batch >= pool:
+                message = f"--rib.batch is {e.rib.batch:,}, but {e.data.companion_split} has {pool:,} pictures to choose companions from"
+                raise UserError(message, field="--rib.batch", remedy=f"give a number below {pool:,}")
+        if not self.keys.score_ids:
+            raise UserError(f"{e.data.score_split} has no pictures", field="--data.score-split", remedy="name a split that has some")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("cam",) if self.experiment.method == "cam" else ("cam", self.experiment.method)
+
+    @property
+    def seeds(self) -> range:
+        return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
+
+    def classifier_seed(self, seed: int) -> int:
+        return seed if self.experiment.seeds_vary == "all" else self.experiment.seed
+
+    # --- the stages, by key ------------------------------------------------------------------------
+
+    def _stage(
+        self, name: str, settings: dict[str, Any], schema: pa.Schema, inputs: dict[str, str], version: int, method: str | None
+    ) -> Stage:
+        key = digest({"stage": name, "settings": settings, "inputs": inputs, "version": version})
+        return Stage(self.out, name, key, schema, settings=settings, inputs=inputs, version=version, method=method)
+
+    def classifier_stage(self, seed: int) -> Stage:
+        settings = self.keys.classifier_settings(self.classifier_seed(seed))
+        return self._stage("classifier", settings, WEIGHTS, {}, VERSIONS["classifier"], None)
+
+    def maps_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"classifier": self.classifier_stage(seed).key}
+        return self._stage("maps", self.keys.maps_settings(method, seed), MAPS, inputs, pipeline.code_version(method), method)
+
+    def thresholds_stage(self, method: str, seed: int) -> Stage:
+        settings = self.keys.sweep_settings(self.keys.score_ids, self.experiment.data.score_split)
+        return self._stage("thresholds", settings, THRESHOLDS, {"maps": self.maps_stage(method, seed).key}, VERSIONS["thresholds"], method)
+
+    def seeds_stage(self, method: str, seed: int) -> Stage:
+        inputs = {} if method in BASELINES else {"maps": self.maps_stage(method, seed).key}
+        return self._stage("seeds", self.keys.seeds_settings(method), SEEDS, inputs, VERSIONS["seeds"], method)
+
+    def plan(self) -> Iterator[tuple[str, Stage]]:
+        """Every stage of the study in order, with its label; a stage that two repetitions share comes once."""
+        seen: set[str] = set()
+        for seed in self.seeds:
+            stages = [("classifier", self.classifier_stage(seed))]
+            for method in self.methods:
+                stages.append((f"maps {method}", self.maps_stage(method, seed)))
+                if self.experiment.until != "maps":
+                    stages.append((f"thresholds {method}", self.thresholds_stage(method, seed)))
+                    stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
+            if self.experiment.until != "maps":
+                stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
+            for label, stage in stages:
+                if stage.key not in seen:
+                    seen.add(stage.key)
+                    yield f"{label} {seed}" if len(self.seeds) > 1 and "maps" in f"{stage.inputs} {label}" else label, stage
+
+    def explanation(self) -> Iterator[str]:
+        """name, key, state, reason: one line for each stage."""
+        for label, stage in self.plan():
+            if stage.manifest is not None:
+                state, why = "found", f"{stage.manifest['count']:,} records with these settings and inputs"
+            elif stage.folder.exists():
+                state, why = "goes on", f"{len(stage.records()):,} records are committed, the artefact is not whole"
+            else:
+                others = [p.name for p in stage.folder.parent.glob("*") if p.is_dir()]
+                state = "runs"
+                why = f"no artefact with this key (there are {len(others)} with other settings or inputs)" if others else "no artefact yet"
+            yield f"{label:24} {stage.key}  {state:8} {why}"
+
+    # --- doing it ----------------------------------------------------------------------------------
+
+    def run(self, executor: Executor, tracker: Tracker) -> StudyResult:
+        """All stages, then scores, report and record. An error or Ctrl-C leaves what is finished."""
+        from seedbed import results
+
+        self.executor, self.tracker = executor, tracker
+        self.keys = pipeline.Keys(self.experiment, self.store, executor.device)
+        began, status, failure = time.time(), "FAILED", None
+        e = self.experiment
+        name = e.run.name or f"{e.name} {e.key()[:8]}"
+        tags = {"seedbed.kind": "study", "seedbed.key": e.key(), "seedbed.method": e.method, "seedbed.seed": str(e.seed)}
+        tracker.start(e.name, name, e.flat(), tags)
+        try:
+            for seed in self.seeds:
+                self.repetition(seed)
+            result = results.conclude(self, began)
+            status = "FINISHED"
+            return result
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            results.write_run_record(self, began, status, failure)
+            tracker.end(status)
+
+    def repetition(self, seed: int) -> None:
+        """One repetition: a classifier, and for each method its maps, threshold and seeds."""
+        self.train_classifier(seed)
+        for method in self.methods:
+            self.localise(method, seed)
+            if self.experiment.until != "maps":
+                threshold = self.choose_threshold(method, seed)
+                self.make_seeds(method, seed, threshold)
+        if self.experiment.until != "maps" and seed == self.experiment.seed:
+            for method in BASELINES:
+                self.make_seeds(method, seed, None)
+
+    def train_classifier(self, seed: int) -> None:
+        stage = self.classifier_stage(seed)
+        with self.recorded("classifier", stage, None, seed) as child:
+            if stage.manifest is None:
+                self._train(stage, pipeline.classifier_task(self.experiment, self.store, self.classifier_seed(seed)))
+                for entry in read_log(stage.folder / "log.jsonl"):
+                    self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
+
+    def _train(self, stage: Stage, task: Any) -> None:
+        import torch
+
+        began = time.perf_counter()
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            self.progress.training(f"classifier {stage.settings['seed']}", task.steps) as line,
+            following(stage.folder / "log.jsonl", line.report),
+        ):
+            self.executor.train(task, stage.folder)
+        weights = torch.load(stage.folder / "weights.pt", map_location="cpu", weights_only=True)
+        with stage.writer() as writer:
+            for name in sorted(weights):
+                array = weights[name].detach().contiguous().numpy()
+                writer.add(weights_record(name, array, array.dtype.str))
+        entries = list(read_log(stage.folder / "log.jsonl"))
+        figures = {name: value for entry in entries for name, value in entry.items() if name.startswith("val/")}
+        stage.finish(computed=len(weights), seconds=time.perf_counter() - began, summary={"validation": figures, "steps": task.steps})
+        for leftover in ("weights.pt", "checkpoint.pt"):
+            (stage.folder / leftover).unlink(missing_ok=True)
+
+    def localise(self, method: str, seed: int) -> None:
+        e = self.experiment
+        companions = None
+        if method == "rib" and e.rib.batch > 0:
+            companions = {
+                "split": e.data.companion_split,
+                "transform": e.classifier.resolved().transform,
+                "batch": e.rib.batch,
+                "seed": seed,
+                "exhausted": e.rib.companions_exhausted,
+                "disjoint": e.rib.companions == "disjoint",
+                "limit": e.data.limit,
+            }
+        stage = self.maps_stages[method, seed] = self.maps_stage(method, seed)
+        work = LocaliseWork(
+            store=str(self.store.path),
+            cache=e.data.cache,
+            classifier=self.classifier_stage(seed).folder,
+            network=e.classifier.backbone,
+            method=method,
+            settings=pipeline.method_settings(e, method),
+            companions=companions,
+            device=self.executor.device,
+            threads=e.run.threads,
+        )
+        self._per_image("maps", stage, method, seed, lambda: work, self.keys.map_ids)
+
+    def choose_threshold(self, method: str, seed: int) -> Threshold:
+        """The sweep over the scored split, and the threshold that the settings take from it."""
+        e = self.experiment
+        maps = self.maps_stage(method, seed)
+        grid = e.scoring.grid()
+        snapshots = method == "rib" and e.rib.snapshots
+        work = ThresholdWork(str(self.store.path), e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
+        stage = self.sweeps[method, seed] = self.thresholds_stage(method, seed)
+        have = maps.records()
+        self._per_image("thresholds", stage, method, seed, lambda: work, [i for i in self.keys.score_ids if i in have])
+        counts = SweepCounts(grid, len(self.store.info.classes))
+        for record in stage.records():
+            counts.merge(SweepCounts.from_record(unpack(record["counts"]), grid, len(self.store.info.classes)))
+        absent = e.scoring.absent(self.store.info.subset)
+        threshold = choose_threshold(e.scoring, absent, e.data.score_split, counts)
+        if threshold.source != "fixed" and (warning := counts.best(absent).warning(f"{method.upper()}, seed {seed}")):
+            self.warnings.append(warning)
+        self.thresholds[method, seed] = threshold
+        return threshold
+
+    def make_seeds(self, method: str, seed: int, threshold: Threshold | None) -> None:
+        from seedbed import results
+
+        e = self.experiment
+        source: Any = method if method in BASELINES else self.maps_stage(method, seed).folder
+        value = threshold.value if threshold is not None else 0.0
+        work = SeedWork(str(self.store.path), e.data.cache, source, value, e.scoring.tolerance)
+        stage = self.seeds_stages[method, seed] = self.seeds_stage(method, seed)
+        ids = self.keys.score_ids
+        if method not in BASELINES:
+            have = self.maps_stage(method, seed).records()
+            ids = [i for i in ids if i in have]
+        with self._per_image("seeds", stage, method, seed, lambda: work, ids, keep_open=True) as child:
+            rows = results.seed_rows(self, stage, method, seed, threshold)
+            self.rows += rows
+            self.tracker.log(results.score_metrics(rows), child=child)
+
+    # --- what every stage needs ----------------------------------------------------------------------
+
+    def _per_image(
+        self, name: str, stage: Stage, method: str, seed: int, work: Callable[[], ImageWork], ids: list[str], keep_open: bool = False
+    ) -> Any:
+        context = self._per_image_stage(name, stage, method, seed, work, ids)
+        if keep_open:
+            return context
+        with context:
+            return None
+
+    @contextmanager
+    def _per_image_stage(
+        self, name: str, stage: Stage, method: str, seed: int, work: Callable[[], ImageWork], ids: list[str]
+    ) -> Iterator[str]:
+        with self.recorded(name, stage, method, seed) as child:
+            if stage.manifest is None:
+                began = time.perf_counter()
+                todo = stage.pending(ids)
+                label = f"{name} {method.upper()}" + (f" {seed}" if len(self.seeds) > 1 else "")
+                with self.progress.stage(label, total=len(ids), done=len(ids) - len(todo)) as line:
+                    computed = self.executor.map_images(work(), ids, stage, line) if todo else 0
+                aside = stage.set_aside_reasons()
+                if ids and len(aside) == len(ids):
+                    ident, reason = next(iter(aside.items()))
+                    stage.discard()
+                    message = f"every picture of {name} {method} failed; {ident}: {reason}"
+                    raise UserError(message, field=name, remedy="mend the cause and start again")
+                stage.finish(computed=computed, seconds=time.perf_counter() - began)
+            yield child
+
+    @contextmanager
+    def recorded(self, name: str, stage: Stage, method: str | None, seed: int) -> Iterator[str]:
+        """A child run in the tracker and a line in the summary; a whole artefact is marked as found."""
+        if stage.manifest is not None:
+            stage.found()
+        tags = {"seedbed.kind": "stage", "seedbed.stage": name, "seedbed.key": stage.key, "seedbed.seed": str(seed)}
+        if method is not None:
+            tags["seedbed.method"] = method
+        child = self.tracker.stage(f"{name} {method or ''} {seed}".replace("  ", " "), tags)
+        try:
+            yield child
+        except BaseException as error:
+            self.tracker.end_stage(child, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        manifest = stage.manifest
+        assert manifest is not None
+        label = " ".join(str(part) for part in (name, method, seed if len(self.seeds) > 1 else None) if part is not None)
+        if not any(s.key == stage.key for s in self.summaries):
+            figures = {k: manifest[k] for k in ("key", "count", "computed", "seconds", "set_aside", "digest")}
+            self.summaries.append(StageSummary(name=label, **figures))
+        self.tracker.log({"records": manifest["count"], "computed": manifest["computed"], "seconds": manifest["seconds"]}, child=child)
+        self.tracker.end_stage(child)
+
+    def map_records(self, method: str, seed: int) -> Fragments:
+        return self.maps_stages[method, seed].records()
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a training's log; a last line that a kill cut short is left out. Of a step logged twice (resumed) the later one counts."""
+    if not path.exists():
+        return
+    entries: dict[tuple[Any, bool], dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        entries[entry.get("step"), any(name.startswith("val/") for name in entry)] = entry
+    yield from entries.values()
+
+
+def log_metrics(entry: dict[str, Any]) -> dict[str, float]:
+    """A log line as MLflow metrics: train/<loss term>, train/lr, val/mAP."""
+    out = {f"train/{name}": float(value) for name, value in (entry.get("terms") or {}).items()}
+    if "lr" in entry:
+        out["train/lr"] = float(entry["lr"])
+    return out | {name: float(value) for name, value in entry.items() if name.startswith("val/") and isinstance(value, int | float)}
+
+
+@contextmanager
+def following(log: Path, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Shows a training's log as it grows, whoever writes it: the workers may be other processes."""
+    over = threading.Event()
+
+    def follow() -> None:
+        at = 0
+        while True:
+            last = over.wait(0.5)
+            if log.exists():
+                with open(log, "rb") as source:
+                    source.seek(at)
+                    for line in source.readlines():
+                        if not line.endswith(b"\n"):
+                            break
+                        at += len(line)
+                        try:
+                            report(json.loads(line))
+                        except json.JSONDecodeError:
+                            continue
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
