@@ -142,8 +142,8 @@ def seed_differences(rows: Iterable[Row], first: str, second: str) -> list[dict[
             continue
         differences = [by_method[second][seed] - by_method[first][seed] for seed in seeds]
         spread = statistics.stdev(differences) if len(seeds) > 1 else None
-        place = {"stage": stage, "split": split, "metric": metric, "first": first, "second": second, "seeds": seeds}
-        out.append({**place, "differences": differences, "mean": statistics.fmean(differences), "std": spread})
+        row = {"stage": stage, "split": split, "metric": metric, "first": first, "second": second, "seeds": seeds}
+        out.append({**row, "differences": differences, "mean": statistics.fmean(differences), "std": spread})
     return out
 
 

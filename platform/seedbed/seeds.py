@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -19,7 +19,7 @@ Source = Literal["oracle", "fixed", "held-out"]
 class SeedConfig(Settings):
     """How maps become seeds, and what is counted. Defaults: RIB's `step/eval_cam.py`."""
 
-    PRESETS = {
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "rib": {"threshold_source": "oracle", "threshold": 0.15, "low": 0.20, "high": 0.49, "step": 0.01},
         "rib-coco": {"threshold_source": "oracle", "threshold": 0.15, "low": 0.10, "high": 0.50, "step": 0.01},
         "seam": {"threshold_source": "oracle", "threshold": 0.15, "low": 0.0, "high": 0.59, "step": 0.01},
@@ -27,9 +27,9 @@ class SeedConfig(Settings):
     }
 
     preset: Literal["rib", "rib-coco", "seam", "irn"] = "rib"
-    """Grid and source of the threshold as in RIB (VOC: 0.20 to 0.49; COCO: 0.10 to 0.50), SEAM and HFPL (0 to 0.59), or IRN (fixed 0.15)."""
+    """Grid and source of the threshold: RIB on VOC (0.20 to 0.49) or COCO (0.10 to 0.50), SEAM and HFPL (0 to 0.59), IRN (fixed 0.15)."""
     threshold_source: Source = "oracle"
-    """oracle: best on the scored split against its own masks, as the papers print seeds; held-out: best on another split; fixed: as given."""
+    """oracle: best on the scored split against its masks, as the papers print seeds; held-out: best on another split; fixed: as given."""
     threshold: float = bounded(0.15, 0.0, 1.0)
     """Background score of a fixed threshold, in units of the normalized map (IRN: 0.15). Used with threshold-source fixed alone."""
     low: float = bounded(0.20, 0.0, 1.0)
@@ -41,7 +41,8 @@ class SeedConfig(Settings):
     held_out_split: str = setting("")
     """Split whose masks choose the threshold when its source is held-out; must be another than the scored one."""
     absent_classes: Literal["auto", "skip", "zero", "truth"] = "auto"
-    """Classes in neither truth nor prediction: skip (IRN, RIB), zero (SEAM, HFPL: IoU 0, F 1), truth (only classes in the truth count); auto: truth on a subset of a dataset, else skip."""
+    """Classes in neither truth nor prediction: skip (IRN, RIB), zero (SEAM, HFPL: IoU 0, F 1), truth (only classes in the truth count);
+    auto: truth on a subset of a dataset, else skip."""
     tolerance: float = bounded(0.008, 0.0, open_low=True)
     """How far apart two contours may lie: a share of the picture's diagonal (DAVIS, HFPL: 0.008), or pixels from 1 on."""
 
@@ -258,8 +259,8 @@ def choose_threshold(
         if settings.held_out_split == split:
             raise UserError(
                 f"the threshold of {split} would be chosen on {split} itself",
-                field="--seed.held-out-split",
-                remedy="name another split, or say --seed.threshold-source oracle",
+                field="--scoring.held-out-split",
+                remedy="name another split, or say --scoring.threshold-source oracle",
             )
         counts, chosen_on = held_out, settings.held_out_split
     else:

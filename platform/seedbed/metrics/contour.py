@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from seedbed.metrics.region import check_pair, check_values, mean_over, ratio, runs
-from seedbed.types import IGNORE
+
+_Box = tuple[int, tuple[slice, slice]]
 
 COLUMNS = ("truth_matched", "prediction_matched", "truth_boundary", "prediction_boundary")
 """What is counted per class, in boundary pixels."""
@@ -36,12 +37,12 @@ class Contour:
     def add(self, truth: np.ndarray, prediction: np.ndarray, image_id: str = "") -> Self:
         """Count one picture: two (h, w) label maps. Errors as in Confusion."""
         check_pair(truth, prediction, image_id)
-        (true, predicted), _ = runs(truth, prediction)
+        (true, predicted), starts, lengths = runs(truth, prediction)
         check_values(true, self.num_classes, image_id)
         reach = radius(self.tolerance, truth.shape)
-        for value in np.union1d(true, predicted):
-            if 1 <= value <= self.num_classes and value != IGNORE:
-                self.counts[value - 1] += matches(truth == value, prediction == value, reach)
+        row, first = np.divmod(starts, max(truth.shape[1], 1))
+        for value, box in _boxes(true, predicted, row, first, first + lengths - 1, self.num_classes):
+            self.counts[value - 1] += matches(truth[box] == value, prediction[box] == value, reach)
         return self
 
     def merge(self, other: Contour) -> Self:
@@ -95,7 +96,7 @@ def boundary_f(prediction: np.ndarray, truth: np.ndarray, void: np.ndarray | Non
     """DAVIS's measure of one pair of (h, w) masks, in 0..1; void pixels are taken out of both masks first."""
     if void is not None:
         prediction, truth = prediction & ~void, truth & ~void
-    return float(contour_f(matches(truth, prediction, radius(tolerance, truth.shape))))
+    return float(contour_f(np.array(matches(truth, prediction, radius(tolerance, truth.shape)))))
 
 
 def radius(tolerance: float, shape: tuple[int, ...]) -> float:
@@ -112,22 +113,55 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def dilate(mask: np.ndarray, reach: float) -> np.ndarray:
-    """(h, w) bool: pixels within Euclidean distance `reach` of the mask. Row by row: a disk is a stack of runs."""
-    grown = np.zeros(mask.shape, bool)
-    for dy in range(-min(int(reach), mask.shape[0] - 1), min(int(reach), mask.shape[0] - 1) + 1):
-        half = int(math.sqrt(reach * reach - dy * dy))
-        row = mask[max(dy, 0) : mask.shape[0] + min(dy, 0)]
-        wide = row.copy()
-        for dx in range(1, min(half, mask.shape[1] - 1) + 1):
-            wide[:, dx:] |= row[:, :-dx]
-            wide[:, :-dx] |= row[:, dx:]
-        grown[max(-dy, 0) : mask.shape[0] + min(-dy, 0)] |= wide
+def matches(truth: np.ndarray, prediction: np.ndarray, reach: float) -> tuple[int, int, int, int]:
+    """As COLUMNS, of two (h, w) bool masks: a boundary pixel matches if the other mask has one within Euclidean distance `reach`."""
+    margin = min(math.ceil(reach), truth.shape[1])
+    true, stride = pack(boundary(truth), margin)
+    predicted, _ = pack(boundary(prediction), margin)
+    if not true or not predicted:
+        return 0, 0, true.bit_count(), predicted.bit_count()
+    near_true, near_predicted = (grow(bits, reach, stride, truth.shape) for bits in (true, predicted))
+    return (true & near_predicted).bit_count(), (predicted & near_true).bit_count(), true.bit_count(), predicted.bit_count()
+
+
+def pack(mask: np.ndarray, margin: int) -> tuple[int, int]:
+    """A (h, w) bool mask as one integer, a bit a pixel and the last pixel the lowest, and the bits of a row, its empty margin included.
+
+    Of all ways to move a mask about, shifting an integer is the quickest by far; the margin keeps what leaves a row out of the next one.
+    """
+    height, width = mask.shape
+    stride = -(-(width + margin) // 8) * 8
+    rows = np.zeros((height, stride), bool)
+    rows[:, :width] = mask
+    return int.from_bytes(np.packbits(rows).tobytes(), "big"), stride
+
+
+def grow(bits: int, reach: float, stride: int, shape: tuple[int, ...]) -> int:
+    """A packed mask dilated by a disk: bits within Euclidean distance `reach`, and rubbish in the margins and beyond the last row.
+
+    A disk is a stack of rows: from its pole to its middle the mask is widened and laid over itself, that many rows up and down.
+    """
+    wide, half, grown = bits, 0, 0
+    for dy in range(min(int(reach), shape[0] - 1), -1, -1):
+        while half < min(int(math.sqrt(reach * reach - dy * dy)), shape[1] - 1):
+            half += 1
+            wide |= (bits << half) | (bits >> half)
+        grown |= (wide << dy * stride) | (wide >> dy * stride)
     return grown
 
 
-def matches(truth: np.ndarray, prediction: np.ndarray, reach: float) -> np.ndarray:
-    """(4,) int64 as COLUMNS, of two (h, w) masks."""
-    true, predicted = boundary(truth), boundary(prediction)
-    near_true, near_predicted = dilate(true, reach), dilate(predicted, reach)
-    return np.array([(true & near_predicted).sum(), (predicted & near_true).sum(), true.sum(), predicted.sum()])
+def _boxes(true: np.ndarray, predicted: np.ndarray, row: np.ndarray, first: np.ndarray, last: np.ndarray, num_classes: int) -> list[_Box]:
+    """Class value and the smallest part of the picture that holds every pixel of it, in truth or prediction, and its boundary.
+
+    All from the runs of the two maps: their values, row, first and last column. One pixel more on each side: a boundary pixel lies up to
+    one to the upper left of its mask, and the mask ends below and right only where that can be seen.
+    """
+    values = np.concatenate([true, predicted])
+    present = np.flatnonzero(np.bincount(values[(values >= 1) & (values <= num_classes)]))
+    found = []
+    for value in map(int, present):
+        mine = np.flatnonzero((true == value) | (predicted == value))
+        top, bottom = int(row[mine[0]]), int(row[mine[-1]])
+        left, right = int(first[mine].min()), int(last[mine].max())
+        found.append((value, (slice(max(top - 1, 0), bottom + 2), slice(max(left - 1, 0), right + 2))))
+    return found

@@ -30,7 +30,7 @@ class Confusion:
     def add(self, truth: np.ndarray, prediction: np.ndarray, image_id: str = "") -> Self:
         """Count one picture: two (h, w) label maps. Another size or a true value that is no class raises UserError naming the picture."""
         check_pair(truth, prediction, image_id)
-        (true, predicted), lengths = runs(truth, prediction)
+        (true, predicted), _, lengths = runs(truth, prediction)
         check_values(true, self.num_classes, image_id)
         keep = true != IGNORE
         columns = self.num_classes + 2
@@ -164,7 +164,7 @@ def check_pair(truth: np.ndarray, prediction: np.ndarray, image_id: str) -> None
         raise UserError(
             f"{image_id or 'a picture'}: the prediction is {_size(prediction)}, the mask is {_size(truth)}",
             field="mask",
-            remedy="score predictions in the size of the picture; if the mask itself has another size than its picture, prepare the store again",
+            remedy="score predictions in their picture's size; if the mask itself has another size, prepare the store again",
         )
 
 
@@ -173,20 +173,25 @@ def check_values(true: np.ndarray, num_classes: int, image_id: str) -> None:
     wrong = (true != IGNORE) & ((true < 0) | (true > num_classes))
     if wrong.any():
         raise UserError(
-            f"{image_id or 'a picture'}: the mask holds {int(true[wrong][0])}, which is neither one of the {num_classes} classes nor {IGNORE}",
+            f"{image_id or 'a picture'}: the mask holds {int(true[wrong][0])}, which is none of the {num_classes} classes nor {IGNORE}",
             field="mask",
-            remedy="mend the mask (palette PNG with class ids, not colors) or take its picture out of the split",
+            remedy="mend the mask (a PNG of class ids, not colors) or take the picture out of the split",
         )
 
 
-def runs(*maps: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Run-length coding of maps side by side: the values of each map per run, and the runs' lengths. Label maps have few runs."""
-    flat = [m.ravel() for m in maps]
-    changed = np.zeros(max(flat[0].size - 1, 0), bool)
+def runs(*maps: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Run-length coding of (h, w) maps side by side: the values of each map in every run, where in the flat picture it starts, its length.
+
+    No run goes over the end of its row. Label maps have few runs, so what is counted by runs is counted quickly.
+    """
+    flat, width = [m.ravel() for m in maps], maps[0].shape[1]
+    changed = np.zeros(flat[0].size, bool)
+    if width:
+        changed[::width] = True
     for values in flat:
-        changed |= values[1:] != values[:-1]
-    starts = np.concatenate([np.zeros(min(flat[0].size, 1), np.int64), np.flatnonzero(changed) + 1])
-    return [values[starts] for values in flat], np.diff(starts, append=flat[0].size)
+        changed[1:] |= values[1:] != values[:-1]
+    starts = np.flatnonzero(changed)
+    return [values[starts] for values in flat], starts, np.diff(starts, append=flat[0].size)
 
 
 def sum_by(code: np.ndarray, amounts: np.ndarray, size: int) -> np.ndarray:
