@@ -29,7 +29,7 @@ class DataConfig(Settings):
     limit: int = bounded(0, 0)
     """At most so many pictures of every split, taken at equal distances from its list; 0: all."""
     skip_unreadable: bool = setting(False, key=False)
-    """Read every picture before the first stage and leave out those whose bytes are damaged, in place of setting them aside one by one."""
+    """Read every picture before the first stage and leave out those whose bytes are damaged, instead of failing on them later."""
     cache: str | None = setting(None, key=False)
     """Folder of this node that stores with an address are brought to; none: a folder in the system's temporary one."""
 
@@ -39,7 +39,7 @@ class DataConfig(Settings):
         return open_store(self.store, self.cache)
 
     def select(self, store: Store, split: str) -> tuple[list[str], dict[str, str]]:
-        """The ids of a split that these settings ask for, in the order of its list, and the reason for each that was left out as damaged."""
+        """The ids of a split that these settings ask for, in its order, and the reason for each that was left out as damaged."""
         ids = evenly(store.ids(split), self.limit)
         if not self.skip_unreadable:
             return ids, {}

@@ -119,7 +119,7 @@ class Store:
         return {names[code + 1]: int(n) for code, n in zip(*np.unique(found, return_counts=True), strict=True)}
 
     def inputs_checksum(self, which: str | Sequence[str]) -> str:
-        """Hex SHA-256 of what a method may see of a split or a list of ids: pictures and class labels, in order. Masks have no part in it."""
+        """Hex SHA-256 of what a method may see of a split or a list of ids: pictures and class labels, in order; never masks."""
         ids = self.ids(which) if isinstance(which, str) else list(which)
         rows, index = self._rows(ids), self._index
         sink = hashlib.sha256("\n".join(ids).encode())
