@@ -1,0 +1,38 @@
+"""Class activation maps (Zhou et al. 2016) as IRN makes them: several scales, each with its mirror, rectified and added up."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seedbed.methods.base import Companions
+from seedbed.methods.maps import CamConfig, Precision, fixed_statistics, make_maps, merge_mirror
+from seedbed.types import Batch, Maps, StepOutput, Views
+
+__all__ = ["Cam", "CamConfig"]
+
+
+class Cam:
+    name: ClassVar[str] = "cam"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: CamConfig | None = None, precision: Precision = "fp32") -> None:
+        self.settings = settings or CamConfig()
+        self.precision = precision
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        """Multi-label logistic loss of the mean scores, averaged over classes and pictures."""
+        scores = model(batch.images_nchw)
+        return StepOutput({"bce": F.multilabel_soft_margin_loss(scores.float().mean((2, 3)), batch.labels_nc)}, scores)
+
+    def localise(self, model: nn.Module, views: Views, labels: np.ndarray, companions: Companions | None = None) -> Maps:
+        classes = np.flatnonzero(labels)
+        place = next(model.parameters()).device
+        half = torch.autocast(place.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.no_grad(), fixed_statistics(model), half:
+            scores = [model(view.to(place))[:, torch.from_numpy(classes).to(place)].float() for view in views.tensors]
+        return make_maps(views, classes, [merge_mirror(s) for s in scores])

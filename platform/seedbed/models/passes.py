@@ -1,0 +1,145 @@
+"""Fine-tuning a network on one picture: its weights borrowed, and many passes between two updates at the least cost.
+
+With fixed statistics a batch norm is one factor and one shift per channel. `Folded` keeps every convolution of a ResNet with both
+folded in, gathers the gradients of any number of backward passes on the folded weights, and hands them to the parameters once:
+no batch-norm pass over the features, nothing of it kept for the backward pass, same numbers up to rounding.
+`Plain` offers the same to any network that keeps to `methods.base.Network`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seedbed.models.resnet import BatchNorm, Block, ResNet
+
+Parameters = tuple[list[nn.Parameter], list[nn.Parameter]]
+"""What moves: the body, and the classifier with its own learning rate."""
+
+
+@contextmanager
+def borrowed_weights(model: Any, trained: Literal["stage3", "all"]) -> Iterator[Parameters]:
+    """The parameters that move (body, classifier), on copies: the model's own values are never written, so no error can spoil them."""
+    head: list[nn.Parameter] = model.classifier_parameters()
+    own = {id(p) for p in head}
+    body = [p for p in (model.parameters() if trained == "all" else model.suffix_parameters()) if id(p) not in own]
+    moved = own | {id(p) for p in body}
+    before = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for p, data, _, _ in before:
+            p.grad = None
+            p.requires_grad_(id(p) in moved)
+            if id(p) in moved:
+                p.data = data.clone(memory_format=torch.channels_last if data.ndim == 4 else torch.preserve_format)
+        yield body, head
+    finally:
+        for p, data, trainable, gradient in before:
+            p.grad = None
+            p.data = data
+            p.requires_grad_(trainable)
+            p.grad = gradient
+
+
+def multiplies_bfloat16(place: torch.device) -> bool:
+    """Whether the hardware has bfloat16 products; without, a CPU emulates them at a quarter of the speed of float32."""
+    if place.type == "cpu":
+        return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return place.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def many_passes(model: Any, *, channels_last: bool = False) -> Plain | Folded:
+    return Folded(model, channels_last) if isinstance(model, ResNet) else Plain(model, channels_last)
+
+
+class Plain:
+    """Passes through the network as it is; autocast for reduced precision."""
+
+    def __init__(self, model: Any, channels_last: bool) -> None:
+        self.model = model
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def prefix(self, images_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._run(self.model.prefix, images_nchw.contiguous(memory_format=self.format), dtype)
+
+    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._run(self.model.suffix, features_nchw, dtype).float()
+
+    def refold(self) -> None:
+        """After the weights changed: nothing to do here."""
+
+    def pull_back(self) -> None:
+        """Before an update: the gradients are on the parameters already."""
+
+    def _run(self, part: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False):
+            return part(x)
+
+
+class Folded:
+    """Only parameters that require gradients get them, and only their folded weights are kept up to date by `refold`."""
+
+    def __init__(self, model: ResNet, channels_last: bool) -> None:
+        self.model = model
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        pairs = [(model.conv1, model.bn1)]
+        for layer in map(model.get_submodule, ("layer1", "layer2", "layer3", "layer4")):
+            for block in layer.children():
+                assert isinstance(block, Block)
+                pairs += [*block.pairs(), *block.shortcut_pair()]
+        self.pairs: list[tuple[nn.Conv2d, BatchNorm]] = pairs
+        self.folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+        for conv, norm in pairs:
+            weight = torch.empty_like(conv.weight, memory_format=self.format).requires_grad_(conv.weight.requires_grad)
+            self.folded[conv] = (weight, torch.empty_like(norm.bias).requires_grad_(conv.weight.requires_grad))
+            self._fold(conv, norm)
+
+    def prefix(self, images_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.model.prefix(images_nchw.to(dtype, memory_format=self.format), self._unit)
+
+    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Class scores in float32, whatever the precision of the pass."""
+        features = self.model.suffix_features(features_nchw.to(dtype), self._unit)
+        return F.conv2d(features, self.model.classifier.weight.to(dtype)).float()
+
+    def refold(self) -> None:
+        """After the weights changed."""
+        for conv, norm in self.pairs:
+            if conv.weight.requires_grad:
+                self._fold(conv, norm)
+
+    @torch.no_grad()
+    def pull_back(self) -> None:
+        """Before an update: the gathered gradients go to the parameters (replacing what is there)."""
+        for conv, norm in self.pairs:
+            weight, shift = self.folded[conv]
+            if weight.grad is None or shift.grad is None:
+                continue
+            assert norm.running_mean is not None
+            factor, unit = self._factor(norm)
+            by_factor = torch.linalg.vecdot(weight.grad.flatten(1), conv.weight.flatten(1)) - norm.running_mean * shift.grad
+            norm.weight.grad, norm.bias.grad = by_factor * unit, shift.grad
+            conv.weight.grad = weight.grad.mul_(factor[:, None, None, None])
+            weight.grad = shift.grad = None
+
+    def _unit(self, x: Tensor, conv: nn.Conv2d, norm: BatchNorm) -> Tensor:
+        weight, shift = self.folded[conv]
+        return F.conv2d(x, weight.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding)
+
+    @torch.no_grad()
+    def _fold(self, conv: nn.Conv2d, norm: BatchNorm) -> None:
+        assert norm.running_mean is not None
+        weight, shift = self.folded[conv]
+        factor, _ = self._factor(norm)
+        torch.mul(conv.weight, factor[:, None, None, None], out=weight)
+        torch.addcmul(norm.bias, norm.running_mean, factor, value=-1, out=shift)
+
+    @staticmethod
+    def _factor(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+        assert norm.running_var is not None
+        unit = torch.rsqrt(norm.running_var + norm.eps)
+        return norm.weight.detach() * unit, unit
