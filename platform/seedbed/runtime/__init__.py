@@ -1,0 +1,1 @@
+"""The only importer of Ray and MLflow: the Ray Executor, the cluster, and the record."""

@@ -1,0 +1,390 @@
+"""Where Ray is: `RAY_ADDRESS`, else the cluster whose head node this machine is, else a small Ray of this process tree.
+
+Never, by chance, another user's: a cluster that was not named is joined only when its head process runs here under this user.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seedbed.types import UserError
+
+OBJECT_STORE = 256 << 20
+"""Bytes of the own Ray's object store: only ids and states travel through it; pictures, maps and weights go through files."""
+DEADLINE = 15 * 60.0
+"""Seconds to wait for nodes that an autoscaler has to start."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run found: where networks run, on how many nodes, and what a worker may ask for."""
+
+    device: str
+    """cpu or cuda."""
+    nodes: int
+    own: bool
+    """True for a Ray that this run started and will end."""
+    gpus_per_actor: float
+    """Share of a GPU for each actor of per-image work; 0 on the CPU."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+def say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def connect(
+    out: Path,
+    *,
+    actors: int = 1,
+    workers: int = 1,
+    threads: int = 1,
+    device: str = "auto",
+    deadline: float = DEADLINE,
+    say: Callable[[str], None] = say_on_stderr,
+) -> Iterator[Cluster]:
+    """Connects to Ray, or starts one, and looks at what it offers before any stage does; leaves nothing running that it started.
+
+    actors, workers, threads: actors of per-image work, training workers, CPUs of each. device: auto, cpu or cuda (UserError where none can be had).
+    """
+    address = find_cluster()
+    if address is None:
+        refuse_missing_cuda(device)
+    prepare_environment(own=address is None)
+    with quiet_stderr():
+        import ray
+
+    if ray.is_initialized():  # the caller's: used, and left as it was
+        yield _survey(out, actors, workers, threads, device, deadline, say, own=False)
+        return
+    _start(address, max(actors, workers) * threads + 1, device)
+    try:
+        yield _survey(out, actors, workers, threads, device, deadline, say, own=address is None)
+    finally:
+        with suppress(Exception):
+            _release(ray)
+        ray.shutdown()
+
+
+def prepare_environment(own: bool) -> None:
+    """What Ray reads when it is imported. Values that the user has set stand."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Python's own exceptions come back to us and are told in our words; Ray's notices of dead workers would be told twice.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+    if own and "RAY_AUTH_MODE" not in os.environ:
+        # A fresh secret for this process tree: nobody else on the machine can submit work to it, and nothing is written to ~/.ray.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not os.environ.get("SEEDBED_DEBUG"):
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what C++ and Python write to the terminal meanwhile, and shows it after all where an error follows."""
+    if os.environ.get("SEEDBED_DEBUG"):
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            if failed:
+                held.seek(0)
+                sys.stderr.write(held.read().decode(errors="replace"))
+
+
+def find_cluster() -> str | None:
+    """Address of the cluster to join, None where this run starts its own Ray."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named == "local":
+        return None
+    if named.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS is {named}: Ray's client protocol can't carry a study",
+            field="RAY_ADDRESS",
+            remedy="run on the head node: ray submit ray_cluster.yaml experiments/NAME.py",
+        )
+    if named and named != "auto":
+        if not _answers(named):
+            raise UserError(
+                f"no Ray answers at {named}",
+                field="RAY_ADDRESS",
+                remedy="start the cluster (ray up ray_cluster.yaml), or unset RAY_ADDRESS",
+            )
+        return named
+    own = _own_head()
+    if named and own is None:
+        raise UserError(
+            "RAY_ADDRESS is auto, but no head node of yours runs here",
+            field="RAY_ADDRESS",
+            remedy="unset RAY_ADDRESS to use this machine alone",
+        )
+    return own
+
+
+def _own_head() -> str | None:
+    """`ray start --head` leaves its address in a file; it counts when file and listening process are this user's."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        if note.stat().st_uid != os.getuid():
+            return None
+        address = note.read_text().strip()
+        port = int(address.rpartition(":")[2])
+    except (OSError, ValueError):
+        return None
+    return address if os.getuid() in listeners(port) and _answers(address) else None
+
+
+def listeners(port: int) -> set[int]:
+    """User ids of the processes of this machine that listen on a TCP port."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                local, state, uid = (line.split()[i] for i in (1, 3, 7))
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    found.add(int(uid))
+    return found
+
+
+def _answers(address: str, seconds: float = 5.0) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _start(address: str | None, cpus: int, device: str) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("SEEDBED_DEBUG")), "logging_level": logging.ERROR}
+    if address is not None:
+        try:
+            with quiet_stderr():
+                ray.init(address=address, **quiet)
+        except Exception as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"can't join the Ray cluster at {address}: {first}",
+                field="RAY_ADDRESS",
+                remedy="use the same versions of Python and Ray on every node (ray_cluster.yaml installs them), or unset RAY_ADDRESS",
+            ) from error
+        return
+    gpus = 0
+    if device != "cpu":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    with quiet_stderr():
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+
+
+def refuse_missing_cuda(device: str) -> None:
+    """`--run.device cuda` on this machine without any: said before Ray is started."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "--run.device is cuda, but this machine has no CUDA device that torch can use",
+                field="--run.device",
+                remedy="use --run.device auto or cpu, or run on a cluster with GPU workers",
+            )
+
+
+def _survey(
+    out: Path, actors: int, workers: int, threads: int, device: str, deadline: float, say: Callable[[str], None], *, own: bool
+) -> Cluster:
+    import ray
+
+    offered = _offered()
+    gpus = offered.get("GPU", 0.0)
+    if device == "cuda" and gpus < 1:
+        raise UserError(
+            "--run.device is cuda, but no worker of the Ray cluster has a GPU or can be started with one",
+            field="--run.device",
+            remedy="use --run.device auto or cpu, or give the cluster GPU workers",
+        )
+    resolved = "cuda" if gpus >= 1 and device != "cpu" else "cpu"
+    share = gpu_share(actors, gpus) if resolved == "cuda" else 0.0
+    training = {"CPU": float(threads), **({"GPU": 1.0} if resolved == "cuda" else {})}
+    imaging = {"CPU": float(threads), **({"GPU": share} if share else {})}
+    if not own:
+        await_resources([imaging], [imaging] * actors, deadline, say)
+        await_resources([training] * workers, [training] * workers, deadline, say)
+    nodes = look_at_nodes(out)
+    return Cluster(resolved, nodes, own, share, dict(ray.cluster_resources()))
+
+
+def gpu_share(actors: int, gpus: float) -> float:
+    """Actors share GPUs evenly, as few on one as possible: 4 actors on 2 GPUs get a half each."""
+    per_gpu = -(-actors // max(int(gpus), 1))
+    return 1.0 if per_gpu <= 1 else int(10_000 / per_gpu) / 10_000
+
+
+def _offered() -> dict[str, float]:
+    """What the cluster's nodes have, or what its autoscaler may start: the larger of the two for each resource."""
+    import ray
+
+    have = dict(ray.cluster_resources())
+    could: dict[str, float] = {}
+    with suppress(Exception):  # not a public interface: without it only what is there counts
+        could = dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    for kind in _node_types():
+        for name, amount in kind.items():
+            could[name] = max(could.get(name, 0.0), amount)
+    return {name: max(have.get(name, 0.0), could.get(name, 0.0)) for name in {*have, *could}}
+
+
+def _node_types() -> list[dict[str, float]]:
+    """Resources per node type, times its largest count, from the file that `ray up` leaves on a head node."""
+    path = Path.home() / "ray_bootstrap_config.yaml"
+    try:
+        import yaml
+
+        types = yaml.safe_load(path.read_text())["available_node_types"].values()
+        return [{k: float(v) * int(t.get("max_workers", 1)) for k, v in (t.get("resources") or {}).items()} for t in types]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, ImportError):
+        return []
+
+
+def await_resources(
+    least: list[dict[str, float]], wanted: list[dict[str, float]], deadline: float, say: Callable[[str], None], poll: float = 2.0
+) -> None:
+    """Returns when the bundles of `least` fit on the living nodes; until then asks the autoscaler for `wanted` and says what it waits for."""
+    if fits(least, _alive_totals()):
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    text = " + ".join(f"{v:g} {k}" for k, v in sorted(wanted[0].items()))
+    offered = _offered()
+    if any(offered.get(name, 0.0) < amount for name, amount in least[0].items()):
+        raise UserError(
+            f"no node of the Ray cluster has {text} for a worker, and none can be started",
+            field="--run.threads",
+            remedy="ask for fewer threads, or give the cluster larger nodes",
+        )
+    request_resources(bundles=wanted)
+    begin = told = time.monotonic()
+    say(f"waiting for nodes: {len(wanted)} x ({text}); giving up after {deadline / 60:.0f} min")
+    while not fits(least, totals := _alive_totals()):
+        now = time.monotonic()
+        if now - begin > deadline:
+            request_resources(bundles=[])
+            raise UserError(
+                f"the Ray cluster did not offer {len(least)} x ({text}) within {deadline / 60:.0f} min; it has {len(totals)} nodes: {totals}",
+                field="--run.workers, --run.actors",
+                remedy="look at `ray status` on the head node (quota, spot prices, setup commands), or ask for less",
+            )
+        if now - told > 60:
+            told = now
+            say(f"still waiting for {len(wanted)} x ({text}), {now - begin:.0f} s; {len(totals)} nodes are there")
+        time.sleep(poll)
+    say(f"nodes are there after {time.monotonic() - begin:.0f} s")
+
+
+def fits(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> bool:
+    """Whether equal bundles find room on nodes of these totals."""
+    if not bundles:
+        return True
+    room = sum(int(min((n.get(name, 0.0) + 1e-6) // amount for name, amount in bundles[0].items() if amount)) for n in nodes)
+    return room >= len(bundles)
+
+
+def _alive_totals() -> list[dict[str, float]]:
+    import ray
+
+    return [{k: v for k, v in n["Resources"].items() if k in ("CPU", "GPU")} for n in ray.nodes() if n["Alive"]]
+
+
+def _release(ray: Any) -> None:
+    if len(ray.nodes()) > 1:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[])
+
+
+def look_at_nodes(out: Path) -> int:
+    """Number of living nodes. On several, every one must see the output folder and import the same Seedbed."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    if len(nodes) < 2:
+        return len(nodes)
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / f".probe-{uuid.uuid4().hex[:8]}"
+    probe.write_text("seedbed")
+    look = ray.remote(num_cpus=0, max_retries=1)(node_view)
+    try:
+        asked = {
+            n["NodeManagerHostname"] + " " + n["NodeManagerAddress"]: look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+            ).remote(str(probe.absolute()))
+            for n in nodes
+        }
+        for name, answer in asked.items():
+            try:
+                refuse_node(name, out, ray.get(answer, timeout=120))
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"node {name} can't run Seedbed: {str(error).strip().splitlines()[-1]}",
+                    field="node",
+                    remedy="install the same environment on every node (setup_commands and file_mounts of ray_cluster.yaml)",
+                ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    return len(nodes)
+
+
+def node_view(probe: str) -> dict[str, Any]:
+    """Runs on a node: what it sees of the output folder, and which Seedbed it imports."""
+    from importlib import metadata
+
+    import seedbed
+
+    return {"sees": Path(probe).exists(), "seedbed": seedbed.__version__, "torch": metadata.version("torch")}
+
+
+def refuse_node(name: str, out: Path, view: Mapping[str, Any]) -> None:
+    """UserError where a node would write elsewhere or compute with other code."""
+    mine = node_view(os.devnull)
+    if not view["sees"]:
+        raise UserError(
+            f"node {name} does not see {out}: the folder is local to one node",
+            file=out,
+            field="--out",
+            remedy="give a folder on a file system that every node mounts at the same path (docs/cluster.md)",
+        )
+    for what in ("seedbed", "torch"):
+        if view[what] != mine[what]:
+            raise UserError(
+                f"node {name} has {what} {view[what]}, the driver has {mine[what]}",
+                field="node",
+                remedy="bring the nodes up to date: ray up --no-config-cache ray_cluster.yaml",
+            )
