@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedbed.data.settings import evenly
 from seedbed.data.store import Store
 from seedbed.data.transforms import TrainTransform, generator
 from seedbed.types import UserError
@@ -61,9 +62,13 @@ class CompanionSource:
         exhausted: Exhausted = "reshuffle",
         disjoint: bool = True,
         threads: int = 1,
+        limit: int = 0,
     ) -> None:
-        """`split`: a name, or the ids themselves. `threads` decode and augment; they change no bit."""
-        ids = store.ids(split) if isinstance(split, str) else list(split)
+        """`split`: a name (then at most `limit` of it, as `DataConfig.select` takes them), or the ids themselves.
+
+        `threads` decode and augment; they change no bit.
+        """
+        ids = evenly(store.ids(split), limit) if isinstance(split, str) else list(split)
         ids = [ident for ident, labelled in zip(ids, store.has_label(ids), strict=True) if labelled]
         self.store, self.transform, self.batch, self.seed = store, transform, batch, seed
         self.exhausted, self.disjoint, self.threads = exhausted, disjoint, threads

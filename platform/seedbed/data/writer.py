@@ -81,6 +81,10 @@ class StoreWriter:
         """Sets a split's list, in its own order; every id must have been added by the time of `close`."""
         self._splits[name] = list(ids)
 
+    def describe(self, **fields: Any) -> None:
+        """Sets fields of the info that are known only at the end, such as `subset` or `set_aside`."""
+        self.info = dataclasses.replace(self.info, **fields)
+
     def close(self) -> Path:
         """Makes the store whole and moves it into place."""
         with self._disk():
