@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seedbed.optim import Adam, Cosine, Poly, PolySGD
+from seedbed.optim import Adam, Constant, Cosine, Poly, PolySGD
 from torch import Tensor
 
 
@@ -90,12 +92,12 @@ def test_reset_gives_the_bits_of_a_new_one_and_keeps_its_memory() -> None:
     weight, optimizer = _one(0.5)
     start = weight.detach().clone()
     first = _grown(optimizer, weight, gradients)
-    address = optimizer.state[weight]["momentum_buffer"].data_ptr()
+    address = optimizer.state[weight]["momentum"].data_ptr()
     with torch.no_grad():
         weight.copy_(start)
     optimizer.reset()
     assert torch.equal(_grown(optimizer, weight, gradients), first)
-    assert optimizer.state[weight]["momentum_buffer"].data_ptr() == address
+    assert optimizer.state[weight]["momentum"].data_ptr() == address
 
 
 def test_weights_without_gradient_do_not_decay() -> None:
@@ -116,6 +118,35 @@ def test_a_state_dictionary_goes_on_with_the_same_bits() -> None:
         resumed.copy_(weight)
     fresh.load_state_dict(state)
     assert torch.equal(_grown(fresh, resumed, gradients[3:]), whole)
+
+
+def test_state_of_other_groups_is_refused() -> None:
+    two = PolySGD([{"params": [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]}], 0.1, 0, 3)
+    with pytest.raises(ValueError, match="other parameter groups"):
+        two.load_state_dict(_one(0.9)[1].state_dict())
+    with pytest.raises(ValueError, match="two groups"):
+        PolySGD([{"params": two.param_groups[0]["params"]}] * 2, 0.1, 0, 3)
+
+
+def test_adam_is_torchs() -> None:
+    gradients = torch.randn(5, 7, generator=torch.Generator().manual_seed(5))
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    optimizer = Adam([{"params": [ours]}], 0.01, 0.1, Constant())
+    reference = torch.optim.Adam([theirs], lr=0.01, weight_decay=0.1)
+    for gradient in gradients:
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), atol=1e-7, rtol=0)
+
+
+def test_the_compiler_is_not_loaded() -> None:
+    code = (
+        "import sys, torch; from seedbed.optim import PolySGD\n"
+        "p = torch.nn.Parameter(torch.ones(2)); o = PolySGD([{'params': [p]}], 1, 0, 1)\n"
+        "p.sum().backward(); o.step(); assert p.tolist() == [0, 0] and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_adam_follows_its_schedule_and_resumes() -> None:
