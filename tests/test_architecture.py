@@ -20,12 +20,12 @@ PACKAGE = ROOT / "platform" / "seedbed"
 # A module may import from its own row and from those above it. A new top-level module is given its row here.
 LAYERS = (
     ("types", "config"),
-    ("artefacts", "optim", "data", "models", "metrics", "papers"),
+    ("artefacts", "optim", "data", "models", "metrics", "papers", "provenance"),
     ("loop", "classifier", "methods", "addons"),
-    ("seeds",),
+    ("seeds", "scores"),
     ("refine",),
     ("segment",),
-    ("work", "analysis", "report", "report_figures", "progress", "pipeline", "local"),
+    ("work", "analysis", "report", "progress", "pipeline", "stages", "local"),
     ("study",),
     ("runtime",),
     ("__main__",),
