@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from seedbed.metrics.classification import average_precision
 
 RANKINGS = st.integers(1, 12).flatmap(

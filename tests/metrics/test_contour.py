@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from seedbed.metrics.contour import Contour, boundary, contour_f, grow, matches, pack, radius
 from seedbed.metrics.region import Confusion
 from seedbed.types import IGNORE, UserError

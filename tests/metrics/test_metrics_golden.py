@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from seedbed.metrics.contour import COLUMNS, Contour, boundary, boundary_f
 from seedbed.metrics.region import Confusion, jaccard
 from seedbed.types import IGNORE

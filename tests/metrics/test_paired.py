@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from seedbed.metrics.contour import Contour
 from seedbed.metrics.paired import Counts, paired_difference
 from seedbed.metrics.region import Confusion

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from seedbed.metrics.region import Confusion, harmonic_mean, jaccard
 from seedbed.types import IGNORE, UserError
 
