@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+
+with contextlib.suppress(ImportError):  # a bare machine has no hypothesis and runs the tests without it
+    from hypothesis import settings
+
+    settings.register_profile("seedbed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("seedbed")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEEDBED_SHARED", ROOT.parent / "shared"))
