@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from seedbed.methods import rib as rib_module
 from seedbed.methods.cam import Cam
 from seedbed.methods.maps import CamConfig, high_res, strided_cam

@@ -87,6 +87,7 @@ class ResNet(nn.Module):
                 layer.append(Block(channels, 64 << i, stride if j == 0 else 1, bottleneck))
                 channels = (64 << i) * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
+        self.depth = depth
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.trained: Literal["stage3", "all"] = "all"
         for module in self.modules():

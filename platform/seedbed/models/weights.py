@@ -1,0 +1,196 @@
+"""Initial weights: torchvision's, a file's, or none. Nothing in a file is ever executed.
+
+Published checkpoints of IRN and RIB hold every tensor under up to three names; all of them are understood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.types import UserError
+
+FLAG = "--classifier.weights"
+
+PLAIN = re.compile(r"(module\.)?(resnet\d+\.)?(conv1|layer1\.0\.conv1)\.")
+ALIAS = re.compile(r"(module\.)?(stage|backbone\.)\d")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's tensors. `source` stands in the protocol record as `initial_weights`."""
+
+    source: str
+    matched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Tensors of the network that the file does not have; they keep their random values."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the file that have no place in the network, by their name in the file."""
+
+    def text(self) -> str:
+        parts = [f"{self.source}: {len(self.matched)} tensors"] if self.matched else [self.source]
+        if self.matched and self.missing:
+            parts.append(f"fresh: {_some(self.missing)}")
+        if self.unexpected:
+            parts.append(f"not used: {_some(self.unexpected)}")
+        return "; ".join(parts)
+
+
+def load_weights(model: nn.Module, source: str | Path) -> LoadReport:
+    """Fill a network from `imagenet`, `none` (it stays as it was initialised) or a path; a UserError names the file and the remedy."""
+    if str(source) == "none":
+        return LoadReport("none", missing=tuple(model.state_dict()))
+    if str(source) == "imagenet":
+        text, state = _imagenet(model)
+        return _fill(model, state, text, file=None)
+    path = Path(source)
+    state = read_checkpoint(path)
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return _fill(model, state, f"{path.name} (SHA-256 {checksum[:16]})", file=path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a torch checkpoint, whatever its suffix; a state dictionary may lie one level down."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}", file=path, field=FLAG, remedy="give the path of a .safetensors, .pth, .pt or .ckpt file")
+    try:
+        content = _safetensors(path) if _is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes the readers say
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path.name} is no checkpoint that can be read without running code from it ({reason})",
+            file=path,
+            field=FLAG,
+            remedy="check that the file is whole and from where it should be; if it holds more than tensors, save its state_dict() alone",
+        ) from error
+    for key in ("state_dict", "model", "model_state", "model_state_dict", "weights"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise UserError(
+            f"{path.name} holds no tensors by name", file=path, field=FLAG, remedy="save the network's state_dict() and give that file"
+        )
+    return tensors
+
+
+def network_name(name: str) -> str:
+    """A tensor's name in this network, from its name in a published checkpoint."""
+    name = re.sub(r"^(module\.)+", "", name)
+    name = re.sub(r"^(resnet\d+|model|encoder)\.", "", name)
+    name = re.sub(r"^newly_added\.0\.", "classifier.", name)
+    # IRN and RIB: stage1 holds the stem and layer1, stage2 to stage4 one layer each; `backbone` lists the same stages from 0.
+    name = re.sub(r"^backbone\.(\d)\.", lambda m: f"stage{int(m[1]) + 1}.", name)
+    name = re.sub(r"^stage1\.([014])\.", lambda m: {"0": "conv1.", "1": "bn1.", "4": "layer1."}[m[1]], name)
+    name = re.sub(r"^stage([234])\.0\.", r"layer\1.", name)
+    return re.sub(r"^backbone\.", "", name)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
+    own = model.state_dict()
+    names = list(state)
+    if any(PLAIN.match(n) for n in names):  # the same tensors again under the names of stages, which IRN's second network numbers otherwise
+        names = [n for n in names if not ALIAS.match(n)]
+    found: dict[str, Tensor] = {}
+    unexpected = []
+    for name in names:
+        target = network_name(name)
+        if target not in own:
+            unexpected.append(name)
+        elif target not in found:
+            found[target] = state[name]
+    missing = tuple(n for n in own if n not in found and not n.endswith("num_batches_tracked"))
+    where = file.name if file else source
+
+    def refuse(message: str, remedy: str) -> UserError:
+        return UserError(f"{where} {message}", file=file or source, field=FLAG, remedy=remedy)
+
+    backbone = "choose the backbone it belongs to with --classifier.backbone, or give another file"
+    if not found:
+        raise refuse(f"holds the weights of another network: no name fits (it has {_some(list(state))})", backbone)
+    for name, value in found.items():
+        if value.shape == own[name].shape:
+            continue
+        if name == "classifier.weight" and value.ndim == 4 and value.shape[1:] == own[name].shape[1:]:
+            raise refuse(
+                f"is a classifier of {len(value)} classes, the data have {len(own[name])}", "give a checkpoint trained on the same classes"
+            )
+        raise refuse(f"holds the weights of another network: {name} is {_shape(value)}, not {_shape(own[name])}", backbone)
+    lacking = [n for n in missing if not n.startswith("classifier.")]
+    deeper = [n for n in unexpected if re.match(r"(layer\d|conv\d|bn\d)\b", network_name(n))]
+    if lacking or deeper:
+        raise refuse(f"holds the weights of another network: {'lacks' if lacking else 'also has'} {_some(lacking or deeper)}", backbone)
+    bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise refuse(f"holds numbers that are not finite, in {_some(bad)}", "give a checkpoint from before its training diverged")
+    model.load_state_dict(found, strict=False)
+    return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
+
+
+def _imagenet(model: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """torchvision's first ImageNet weights (those of IRN and RIB), downloaded once into torch's cache."""
+    depth = getattr(model, "depth", None)
+    if depth is None:
+        raise UserError(
+            f"there are no ImageNet weights for {type(model).__name__}",
+            field=FLAG,
+            remedy=f"give {FLAG} none, or a ResNet as --classifier.backbone",
+        )
+    try:
+        from torchvision.models import get_model_weights
+    except ImportError as error:
+        raise UserError(
+            "torchvision is not installed, which knows where ImageNet weights are",
+            field=FLAG,
+            remedy=f"make env installs it; or give a file or `none` as {FLAG}",
+        ) from error
+    weights = get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a proxy's page in place of the file, a full disk
+        raise UserError(
+            f"the ImageNet weights of ResNet-{depth} can't be downloaded ({str(error).splitlines()[0][:120]})",
+            file=weights.url,
+            field=FLAG,
+            remedy=f"download the file where there is a network and give its path as {FLAG}, or train without with {FLAG} none",
+        ) from error
+    return f"imagenet (torchvision, {weights.url.rsplit('/', 1)[-1].removesuffix('.pth')})", dict(state)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes with the length of a header, which is a JSON object."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (
+        len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    )
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            "safetensors is not installed", file=path, field=FLAG, remedy="make env installs it; or give a .pth file of the same weights"
+        ) from error
+    return load_file(path)
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "one number"
+
+
+def _some(names: Any, most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
