@@ -58,7 +58,7 @@ def connect(
 ) -> Iterator[Cluster]:
     """Connects to Ray, or starts one, and looks at what it offers before any stage does; leaves nothing running that it started.
 
-    actors, workers, threads: actors of per-image work, training workers, CPUs of each. device: auto, cpu or cuda (UserError where none can be had).
+    actors, workers, threads: actors of per-image work, training workers, CPUs of each. device: auto, cpu or cuda (UserError without any).
     """
     address = find_cluster()
     if address is None:
@@ -276,7 +276,7 @@ def _node_types() -> list[dict[str, float]]:
 def await_resources(
     least: list[dict[str, float]], wanted: list[dict[str, float]], deadline: float, say: Callable[[str], None], poll: float = 2.0
 ) -> None:
-    """Returns when the bundles of `least` fit on the living nodes; until then asks the autoscaler for `wanted` and says what it waits for."""
+    """Returns when the bundles of `least` fit on the living nodes; until then asks the autoscaler for `wanted` and says so."""
     if fits(least, _alive_totals()):
         return
     from ray.autoscaler.sdk import request_resources
@@ -297,7 +297,7 @@ def await_resources(
         if now - begin > deadline:
             request_resources(bundles=[])
             raise UserError(
-                f"the Ray cluster did not offer {len(least)} x ({text}) within {deadline / 60:.0f} min; it has {len(totals)} nodes: {totals}",
+                f"the Ray cluster did not offer {len(least)} x ({text}) within {deadline / 60:.0f} min; it has {totals}",
                 field="--run.workers, --run.actors",
                 remedy="look at `ray status` on the head node (quota, spot prices, setup commands), or ask for less",
             )
