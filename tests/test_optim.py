@@ -13,8 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seedbed.optim import Adam, Constant, Cosine, Poly, PolySGD
 from torch import Tensor
+
+from seedbed.optim import Adam, Constant, Cosine, Poly, PolySGD, WarmUp
 
 
 def _official(case: dict[str, np.ndarray]) -> tuple[list[Tensor], PolySGD]:
@@ -154,7 +155,7 @@ def test_adam_follows_its_schedule_and_resumes() -> None:
 
     def run(steps: slice, state: dict | None, start: Tensor) -> tuple[Tensor, dict, list[float]]:
         weight = torch.nn.Parameter(start.clone())
-        optimizer = Adam([{"params": [weight]}], 0.01, 1e-4, Cosine(8, warmup=2))
+        optimizer = Adam([{"params": [weight]}], 0.01, 1e-4, WarmUp(2, Cosine(6)))
         if state:
             optimizer.load_state_dict(state)
         rates = []
@@ -174,8 +175,10 @@ def test_adam_follows_its_schedule_and_resumes() -> None:
 @settings(deadline=None, max_examples=60)
 @given(steps=st.integers(1, 200), warmup=st.integers(0, 50), power=st.floats(0.1, 3))
 def test_schedules_stay_positive_and_fall(steps: int, warmup: int, power: float) -> None:
-    for schedule in (Poly(steps, power), Cosine(steps, min(warmup, steps))):
+    for schedule in (Poly(steps, power), Cosine(steps)):
         values = [schedule(i) for i in range(steps + 3)]
-        assert all(0 <= v <= 1 for v in values) and max(values) == 1
-        assert all(a >= b for a, b in zip(values[min(warmup, steps) :], values[min(warmup, steps) + 1 :], strict=False))
+        assert all(0 <= v <= 1 for v in values) and values[0] == 1
+        assert all(a >= b for a, b in itertools.pairwise(values))
         assert values[steps - 1] == values[steps] == values[-1] and (values[-1] > 0 or power > 2)
+        warm = [WarmUp(warmup, schedule)(i) for i in range(warmup + steps)]
+        assert warm[warmup:] == values[:steps] and all(a < b for a, b in itertools.pairwise([0, *warm[:warmup]]))

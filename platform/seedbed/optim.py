@@ -45,16 +45,23 @@ class Poly:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear from 0 (excluded) to 1 over `warmup` updates, then half a cosine towards 0 at `steps`; kept from the last update on."""
+    """Half a cosine from 1 towards 0 at `steps`; from there on the factor of the last update before is kept."""
 
     steps: int
-    warmup: int = 0
 
     def __call__(self, update: int) -> float:
-        if update < self.warmup:
-            return (update + 1) / self.warmup
-        done = (min(update, self.steps - 1) - self.warmup) / max(self.steps - self.warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
+        return 0.5 * (1 + math.cos(math.pi * min(update, self.steps - 1) / self.steps))
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Linear from 0 (excluded) to 1 over the first `updates`, then another schedule from its start."""
+
+    updates: int
+    then: Schedule
+
+    def __call__(self, update: int) -> float:
+        return (update + 1) / self.updates if update < self.updates else self.then(update - self.updates)
 
 
 class Optimizer:

@@ -8,19 +8,19 @@ import hashlib
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from seedbed.loop.ahead import ahead
 from seedbed.loop.checkpoint import CHECKPOINT, FORMAT, WEIGHTS, load, only_writer, plain_weights, save
 from seedbed.loop.parallel import Team
 from seedbed.loop.record import LOG, Log, Meter, Report
 from seedbed.loop.task import Pace, Task, TrainingDiverged, share
+from seedbed.types import UserError
 
 LOOK = 1.0
 """Seconds between two looks at the terms, about: where steps are slower than that, every step is looked at."""
@@ -83,6 +83,9 @@ class _Training:
     ) -> None:
         self.task, self.folder, self.team, self.device = task, folder, team, device
         task.open()
+        if task.batch_size < team.world:
+            message = f"{team.world} training workers can't share a batch of {task.batch_size} pictures"
+            raise UserError(message, field="--run.workers", remedy="ask for fewer workers, or for a larger batch")
         self.steps = task.steps
         self.identity = f"{task.identity()}/{team.world} workers/{device.partition(':')[0]}/{threads} threads"
         _seed(task.seed, "build")
@@ -127,7 +130,7 @@ class _Training:
         weight = (part.stop - part.start) * team.world / task.batch_size  # shares may be uneven; 1 where they are not
         self.model.train()
         look = self.done + 1
-        batches = _ahead(lambda s: _ready(task.batch(s, team.rank, team.world), self.device), self.done, self.steps, task.pace.prefetch)
+        batches = ahead(self._batch, range(self.done, self.steps), _threads_ahead(task.pace, self.device))
         with contextlib.closing(batches), contextlib.closing(self.log):
             for step, batch in batches:
                 _seed(task.seed, "step", step, team.rank)
@@ -137,6 +140,10 @@ class _Training:
                 if judged or self.done >= look or self.done in (self.saved_step + task.pace.checkpoint_every, self.steps):
                     look = self.done + self._look(judged)
             self._finish()
+
+    def _batch(self, step: int) -> Any:
+        batch = self.task.batch(step, self.team.rank, self.team.world)
+        return _tensors(batch, lambda t: t.pin_memory()) if self.device.startswith("cuda") else batch
 
     def _update(self, step: int, batch: Any, weight: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,7 +158,7 @@ class _Training:
         """All workers look at the steps since the last time: terms, validation, checkpoint. Returns after how many steps to look again."""
         now = time.monotonic()
         steps, rates, values = self.meter.read()
-        fresh = {i: r for i, r in self.task.set_aside.items() if i not in self.known}
+        fresh = {i: r for i, r in dict(self.task.set_aside).items() if i not in self.known}
         seconds = now - self.began
         overdue = now - self.saved_at >= self.task.pace.checkpoint_seconds
         told = self.team.gather((values, fresh, seconds, overdue))
@@ -229,32 +236,15 @@ def _seed(*words: object) -> None:
     torch.manual_seed(int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little") >> 1)
 
 
-def _ahead(make: Callable[[int], Any], start: int, stop: int, threads: int) -> Generator[tuple[int, Any]]:
-    """(step, batch) in order, made by threads ahead of the step."""
-    if threads == 0:
-        for step in range(start, stop):
-            yield step, make(step)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
-    waiting: deque[Future[Any]] = deque()
-    try:
-        upcoming = start
-        for step in range(start, stop):
-            while upcoming < min(step + threads + 1, stop):
-                waiting.append(pool.submit(make, upcoming))
-                upcoming += 1
-            yield step, waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **{name: change(value) for name, value in fields.items() if isinstance(value, Tensor)})
 
 
-def _ready(batch: Any, device: str) -> Any:
-    return _tensors(batch, lambda t: t.pin_memory()) if device.startswith("cuda") else batch
+def _threads_ahead(pace: Pace, device: str) -> int:
+    if pace.prefetch is not None:
+        return pace.prefetch
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if device.startswith("cuda") else 1
 
 
 def _placed(batch: Any, device: str, channels_last: bool) -> Any:

@@ -26,8 +26,8 @@ class Pace:
     """Seconds between two checkpoints at most (a step that takes longer is finished first)."""
     log_every: int = 10
     """Updates a line of the log."""
-    prefetch: int = 1
-    """Threads that make batches ahead of the step; 0: none."""
+    prefetch: int | None = None
+    """Threads that make batches ahead of the step; 0: none; None: one on a CPU, for a GPU half of the machine's cores, at most eight."""
 
 
 class Task(Protocol):
