@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from seedbed.data.settings import DataConfig
-from seedbed.data.store_format import EDGE, FORMAT, INDEX, LABEL_SOURCES, Index, StoreInfo, metadata_checksum
+from seedbed.data.store_format import FORMAT, INDEX, LABEL_SOURCES, Index, StoreInfo, metadata_crc
 from seedbed.data.writer import StoreWriter
 from seedbed.types import Sample, UserError
 
@@ -47,7 +49,6 @@ class Store:
         self.remote: tuple[str, str | None] | None = None
         """Address and cache, where the store was brought from elsewhere: another node brings its own copy."""
         self.info, self._index, self.checksum = read_index(self.path)
-        self._row = {ident: row for row, ident in enumerate(self._index.ids)}
         self._maps = [_map_file(self.path / entry["name"], entry) for entry in self.info.files]
         self._readers: list[pa.ipc.RecordBatchFileReader | None] = [None] * len(self._maps)
         self._batches: dict[tuple[int, int], list[pa.Array | None]] = {}
@@ -56,8 +57,12 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.remote or str(self.path), self.checksum))
 
+    @cached_property
+    def _row(self) -> dict[str, int]:
+        return {ident: row for row, ident in enumerate(self._index.ids)}
+
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._index.ids)
 
     def __contains__(self, ident: object) -> bool:
         return ident in self._row
@@ -159,9 +164,12 @@ class Store:
                 yield ident, problem
         for number, entry in enumerate(self.info.files):
             if number not in touched:
+                crc = 0
                 with open(self.path / entry["name"], "rb") as content:
-                    if hashlib.file_digest(content, "sha256").hexdigest() != entry["sha256"]:
-                        yield entry["name"], "the file is damaged between its records"
+                    while chunk := content.read(1 << 20):
+                        crc = zlib.crc32(chunk, crc)
+                if crc != entry["crc32"]:
+                    yield entry["name"], "the file is damaged between its records"
 
     def _problem(self, row: int) -> str | None:
         file, batch, at = (int(v) for v in self._index.place[row])
@@ -228,7 +236,8 @@ def read_index(path: Path) -> tuple[StoreInfo, Index, str]:
     if not file.is_file():
         _refuse(path)
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        mapped = pa.memory_map(str(file))
+        reader = pa.ipc.open_file(mapped)
         metadata = dict(reader.schema.metadata or {})
         version = int(metadata.get(b"version", b"0"))
     except _BROKEN as error:
@@ -241,18 +250,20 @@ def read_index(path: Path) -> tuple[StoreInfo, Index, str]:
             remedy=f"update Seedbed, or make the store again: {PREPARE}",
         )
     try:
-        if metadata_checksum(metadata) != metadata[b"metadata_sha256"].decode():
+        if metadata_crc(metadata) != int(metadata[b"metadata_crc32"]):
             raise ValueError("checksum of the metadata")
+        front = mapped.read_at(8 + reader.schema.serialize().size, 0)  # the schema stands at both ends; the reader looks at the second
+        if front[:8] != b"ARROW1\0\0" or not pa.ipc.read_schema(pa.py_buffer(front[8:])).equals(reader.schema, check_metadata=True):
+            raise ValueError("it begins with other bytes than were written")
         info = StoreInfo.from_metadata(metadata)
         batch = reader.get_batch(0)
         batch.validate(full=True)
         index = Index.from_batch(batch, info)
-        checksum = index.checksum()
-        if checksum != metadata[b"rows_sha256"].decode():
+        if index.crc() != int(metadata[b"rows_crc32"]):
             raise ValueError("checksum of the rows")
     except _BROKEN as error:
         _damaged(file, f"its index is not as it was written ({error})", error)
-    return info, index, checksum
+    return info, index, metadata[b"rows_sha256"].decode()
 
 
 def _map_file(path: Path, entry: Any) -> pa.MemoryMappedFile:
@@ -263,9 +274,7 @@ def _map_file(path: Path, entry: Any) -> pa.MemoryMappedFile:
     size = mapped.size()
     if size != entry["bytes"]:
         _damaged(path, f"{path.name} has {size:,} bytes of {entry['bytes']:,}")
-    edges = hashlib.sha256(mapped.read_at(EDGE, 0))
-    edges.update(mapped.read_at(EDGE, max(0, size - EDGE)))
-    if edges.hexdigest() != entry["edges"]:
+    if zlib.crc32(mapped.read_at(entry["tail"], size - entry["tail"]), zlib.crc32(mapped.read_at(entry["head"], 0))) != entry["edges"]:
         _damaged(path, f"{path.name} begins or ends with other bytes than were written")
     return mapped
 

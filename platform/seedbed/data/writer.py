@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from seedbed.data.store_format import EDGE, INDEX, LABEL_SOURCES, Index, StoreInfo, sample_schema
+from seedbed.data.store_format import INDEX, LABEL_SOURCES, Index, StoreInfo, sample_schema
 from seedbed.types import Sample, UserError
 
 BATCH_BYTES = 4 << 20
@@ -199,9 +200,9 @@ class _SampleFile:
     """One `samples-*.arrow` in the making; named by its content when it is closed."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
+        self._path, self._schema = path, schema
         self._sink: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by close or abort)
-        self._hash = hashlib.sha256()
+        self._crc = 0
         self.bytes = 0
         self.closed = False
         self._writer = pa.ipc.new_file(pa.PythonFile(_Counted(self), mode="w"), schema)
@@ -210,21 +211,23 @@ class _SampleFile:
         self._writer.write_batch(batch)
 
     def take(self, data: Any) -> int:
-        self._hash.update(data)
+        self._crc = zlib.crc32(data, self._crc)
         self.bytes += len(data)
         return self._sink.write(data)
 
     def close(self, number: int) -> dict[str, Any]:
+        records_end = self.bytes
         self._writer.close()
+        head, tail = 8 + self._schema.serialize().size, self.bytes - records_end
         _sync(self._sink)
         self._sink.close()
-        name = f"samples-{number:05d}-{self._hash.hexdigest()[:12]}.arrow"
+        name = f"samples-{number:05d}-{self._crc:08x}.arrow"
         os.rename(self._path, self._path.with_name(name))
         with open(self._path.with_name(name), "rb") as written:
-            edges = hashlib.sha256(written.read(EDGE))
-            written.seek(max(0, self.bytes - EDGE))
-            edges.update(written.read())
-        return {"name": name, "bytes": self.bytes, "sha256": self._hash.hexdigest(), "edges": edges.hexdigest()}
+            edges = zlib.crc32(written.read(head))
+            written.seek(records_end)
+            edges = zlib.crc32(written.read(), edges)
+        return {"name": name, "bytes": self.bytes, "crc32": self._crc, "head": head, "tail": tail, "edges": edges}
 
     def abort(self) -> None:
         self._sink.close()
@@ -237,7 +240,6 @@ class _Counted:
 
     def __init__(self, file: _SampleFile) -> None:
         self._file = file
-        self._at = 0
 
     def write(self, data: Any) -> int:
         return self._file.take(data)
