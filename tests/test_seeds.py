@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import plain_sweep
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,24 +37,20 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return cam, classes, truth
 
 
-def official_label_map(cam: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Argmax over [a constant background, maps], the array being the maps' own: the first of equal ones wins."""
-    stacked = np.concatenate([np.full((1, *cam.shape[1:]), threshold, cam.dtype), cam])
-    return np.concatenate([[0], classes + 1])[stacked.argmax(0)]
-
-
 @given(cases(), st.sampled_from([*GRID.tolist(), 0.0, 0.25, 0.15]))
 def test_label_map_is_the_argmax_over_background_and_classes(case, threshold: float) -> None:
     cam, classes, _ = case
     seed = label_map(cam, classes, threshold)
     assert seed.dtype == np.uint8
-    np.testing.assert_array_equal(seed, official_label_map(cam, classes, threshold))
+    np.testing.assert_array_equal(seed, plain_sweep.label_map(cam, classes, threshold))
 
 
 @given(cases())
 def test_the_sweep_is_the_loop_over_thresholds(case) -> None:
     cam, classes, truth = case
     counts = sweep(cam, classes, truth, GRID, CLASSES)
+    plain = plain_sweep.confusions(cam, classes, truth, GRID, CLASSES)
+    np.testing.assert_array_equal([counts.confusion(i).counts[:, :-1] for i in range(len(GRID))], plain)
     for index, threshold in enumerate(GRID):
         expected = Confusion(CLASSES).add(truth, label_map(cam, classes, threshold))
         assert counts.confusion(index) == expected
