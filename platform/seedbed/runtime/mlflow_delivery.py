@@ -37,9 +37,8 @@ class Delivery:
             self._begin(event)
         elif event["do"] == "known":
             self.known[run], self.where[run] = event["id"], event["uri"]
-        else:
-            client, ident = self.client(self.where[run]), self.known[run]
-            getattr(self, "_" + event["do"])(client, ident, event)
+        elif run in self.known:  # else its creation was refused
+            getattr(self, "_" + event["do"])(self.client(self.where[run]), self.known[run], event)
 
     def client(self, uri: str) -> Any:
         """A client of a kept address: the empty one is the output folder's own database."""
@@ -80,7 +79,7 @@ class Delivery:
         ident = self.find(uri, [experiment], run) if self.look_first else None
         if ident is None:
             tags = {**event["tags"], RECORD: run}
-            if event["parent"] is not None:
+            if event["parent"] in self.known:
                 tags["mlflow.parentRunId"] = self.known[event["parent"]]
             ident = client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"]).info.run_id
         self.known[run], self.where[run] = ident, uri
@@ -127,6 +126,12 @@ class Delivery:
         client.set_terminated(ident, event["status"], end_time=event["time"])
 
 
+def refused(error: Exception) -> bool:
+    """Whether the store is well and will never take this one event (a run that somebody deleted, a value it forbids)."""
+    codes = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "PERMISSION_DENIED")
+    return getattr(error, "error_code", None) in codes
+
+
 def _folder(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
@@ -161,7 +166,9 @@ def deliver_pending(path: Path, out: Path, ended: str | None = None) -> bool:
             try:
                 deliveries[uri].apply(event)
                 continue
-            except Exception:
+            except Exception as error:
+                if refused(error):
+                    continue
                 silent.add(uri)
                 left += [{"do": "known", "run": r, "uri": uri, "id": i} for r, i in deliveries[uri].known.items()]
         left.append(event)

@@ -61,8 +61,8 @@ def tracking_address(out: Path, asked: str = "") -> str:
     uri = asked or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or default_address(out)
     field = "--run.tracking-uri" if asked or not os.environ.get("MLFLOW_TRACKING_URI") else "MLFLOW_TRACKING_URI"
     if uri.startswith("sqlite:"):
-        path = sqlite_path(uri)
-        if not path.name:
+        path, named = sqlite_path(uri), uri.removeprefix("sqlite:").strip("/").partition("?")[0]
+        if named in ("", ":memory:") or not uri.startswith("sqlite:///"):
             raise UserError(f"{uri} names no file", field=field, remedy="write sqlite:////absolute/path/mlflow.db")
         refuse_network_file_system(path, field)
         return f"sqlite:///{path}"
@@ -79,7 +79,7 @@ def default_address(out: Path) -> str:
 
 
 def sqlite_path(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute() if uri.startswith("sqlite:///") else Path()
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
 
 
 def refuse_network_file_system(path: Path, field: str, mounts: str | None = None) -> None:
@@ -99,7 +99,7 @@ def file_system(path: Path, mounts: str) -> str:
     target = os.path.realpath(path)
     for line in mounts.splitlines():
         _, _, rest = line.partition(" ")
-        point, kind = (rest.split(" ") + ["", ""])[:2]
+        point, kind = [*rest.split(" "), "", ""][:2]
         point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), point)
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= longest:
@@ -154,6 +154,13 @@ def open_database(uri: str, out: Path) -> None:
         raise UserError(
             f"{path} can't be written: {error.strerror}", file=path, field="--run.tracking-uri", remedy="name a file that you may write"
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"{path} can't be read: {error}",
+            file=path,
+            field="--run.tracking-uri",
+            remedy="move it away (a new one is made), or name another",
+        ) from error
 
 
 def _create(path: Path, root: str) -> None:
@@ -189,7 +196,8 @@ def mend_moved(path: Path) -> int:
                 continue
             for ident, address in base.execute(f"SELECT {key}, {column} FROM {table}").fetchall():
                 there, word, rest = (address or "").rpartition("/mlartifacts")
-                if word and (rest == "" or rest.startswith("/")) and there + word != here:
+                local = there.startswith(("file:", "/")) and (rest == "" or rest.startswith("/"))
+                if word and local and there + word != here:
                     base.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (here + rest, ident))
                     mended += 1
     return mended

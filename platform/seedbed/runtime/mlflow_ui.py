@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from seedbed.runtime.mlflow_store import SETTINGS, default_address, mend_moved, sqlite_path
@@ -28,17 +30,26 @@ def open_ui(out: Path, port: int) -> None:
     if not free(port):
         raise UserError(f"port {port} is in use", field="--port", remedy="name another one with --port")
     mend_moved(path)
-    server = subprocess.Popen(ui_command(path, port), env={**SETTINGS, **os.environ}, cwd=path.parent)
-    try:
-        while free(port):
-            if server.poll() is not None:
-                raise UserError("mlflow's server ended at once", field="--port", remedy="look at its last lines above")
-            time.sleep(0.2)
-        print(f"MLflow: http://127.0.0.1:{port}/#/experiments/{newest_experiment(path)}/runs  (Ctrl-C ends it)", flush=True)
-        server.wait()
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.TemporaryFile("w+") as log:
+        # A session of its own: the server has children, and all of them shall end with this process.
+        server = subprocess.Popen(
+            ui_command(path, port), env={**SETTINGS, **os.environ}, cwd=path.parent, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            while free(port):
+                if server.poll() is not None:
+                    log.seek(0)
+                    print(log.read()[-2000:], file=sys.stderr)
+                    raise UserError("MLflow's server ended at once", file=path, field="--run", remedy="see its last lines above")
+                time.sleep(0.2)
+            print(f"MLflow: http://127.0.0.1:{port}/#/experiments/{newest_experiment(path)}/runs (Ctrl-C ends it)", flush=True)
+            server.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
 
 
 def ui_command(path: Path, port: int) -> list[str]:

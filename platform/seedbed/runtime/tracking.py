@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.provenance import git_commit
-from seedbed.runtime.mlflow_delivery import Delivery, Event, deliver_pending, now
+from seedbed.runtime.mlflow_delivery import Delivery, Event, deliver_pending, now, refused
 from seedbed.runtime.mlflow_store import answers, default_address, open_database, quiet_mlflow, settle, tracking_address
 from seedbed.runtime.mlflow_ui import open_ui
 
@@ -35,7 +35,7 @@ def say_on_stderr(text: str) -> None:
 
 
 class MlflowTracker:
-    """The Tracker of a run with MLflow. `out`: its output folder; `tracking_uri`: see `tracking_address` (bad ones raise UserError here)."""
+    """The Tracker of a run. `out`: its output folder; `tracking_uri`: see `tracking_address` (a bad one raises UserError here)."""
 
     def __init__(self, out: Path, tracking_uri: str = "", say: Callable[[str], None] = say_on_stderr) -> None:
         self.out, self.say = Path(out).absolute(), say
@@ -47,8 +47,9 @@ class MlflowTracker:
         self._metrics: dict[str, list[list[Any]]] = {}
         self._flushed = time.monotonic()
         self._odd: set[str] = set()
-        self._ours: set[str] = set()
-        self._quiet = False
+        self._told: set[str] = set()
+        self._earlier: dict[str, tuple[str, int]] = {}
+        self.experiment = ""
 
     def start(self, experiment: str, run_name: str | None, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Opens the store, brings an earlier run's record in order, and begins the parent run."""
@@ -111,7 +112,6 @@ class MlflowTracker:
             left = deliver_pending(self.pending, self.out)
             where = f"kept in {self.pending}; the next start with this folder delivers it"
             self.say(f"MLflow: the record is {where if left else f'now delivered to {self._shown_uri()}'}")
-        self.opened.unlink(missing_ok=True)
         settle(self.uri)
 
     def _begin(self, experiment: str, name: str | None, parent: str | None, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
@@ -149,6 +149,9 @@ class MlflowTracker:
                     os.utime(self.opened)  # the time of the last sign of life, should we be killed
                 return
             except Exception as error:  # whatever is wrong with the record, the run goes on
+                if refused(error):
+                    self._tell(f"MLflow at {self._shown_uri()} refuses a part of the record ({_first_line(error)}); the run goes on")
+                    return
                 self._go_offline(_first_line(error))
         with open(self.pending, "a") as sink:
             sink.write(json.dumps(event) + "\n")
@@ -157,38 +160,46 @@ class MlflowTracker:
         known = self.delivery.known if self.delivery is not None else {}
         self.delivery = None
         with open(self.pending, "a") as sink:
-            for run in self._open:
-                if run in known:
-                    sink.write(json.dumps({"do": "known", "run": run, "uri": self._kept_uri(), "id": known[run]}) + "\n")
-        if not self._quiet:
-            self._quiet = True
-            self.say(f"MLflow at {self._shown_uri()} does not take the record ({why}); the run goes on and keeps it in {self.pending}")
+            for run, ident in known.items():
+                sink.write(json.dumps({"do": "known", "run": run, "uri": self._kept_uri(), "id": ident}) + "\n")
+        self._tell(f"MLflow at {self._shown_uri()} does not take the record ({why}); the run goes on and keeps it in {self.pending}")
+
+    def _tell(self, text: str) -> None:
+        """Once for each kind of trouble."""
+        kind = text.partition("(")[0]
+        if kind not in self._told:
+            self._told.add(kind)
+            self.say(text)
 
     def _put_earlier_runs_in_order(self) -> None:
         """Delivers what an earlier call kept; marks KILLED what a killed driver of this folder left RUNNING."""
         if self.pending.exists() and deliver_pending(self.pending, self.out, ended="KILLED"):
             self.say(f"MLflow: the record of an earlier call is still kept in {self.pending}")
         try:
-            left = json.loads(self.opened.read_text())
-            moment = int(self.opened.stat().st_mtime * 1000)
+            died = int(self.opened.stat().st_mtime * 1000)
+            self._earlier = {run: (uri, moment or died) for run, (uri, moment) in json.loads(self.opened.read_text()).items()}
         except (OSError, ValueError):
             return
-        try:
-            for run, uri in left.items():
-                if not answers(uri or default_address(self.out)):
-                    return
-                Delivery(self.out).mark_killed(run, uri, moment)
-        except Exception:  # the next start tries again
-            return
-        self.opened.unlink(missing_ok=True)
+        delivery = Delivery(self.out)
+        for run, (uri, moment) in list(self._earlier.items()):
+            if not answers(uri or default_address(self.out)):
+                continue
+            try:
+                delivery.mark_killed(run, uri, moment)
+            except Exception as error:  # the next start tries again
+                if not refused(error):
+                    continue
+            del self._earlier[run]
+        self._note_open()
 
     def _note_open(self) -> None:
-        earlier = {}
-        if self.opened.exists():
-            earlier = {run: uri for run, uri in json.loads(self.opened.read_text()).items() if run not in self._ours}
-        self._ours.update(self._open)
+        """The runs that are open in the tracking store, in a file that the next start reads if this driver is killed."""
+        entries = {**self._earlier, **{run: (self._kept_uri(), None) for run in self._open}}
+        if not entries:
+            self.opened.unlink(missing_ok=True)
+            return
         temporary = self.opened.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**earlier, **dict.fromkeys(self._open, self._kept_uri())}))
+        temporary.write_text(json.dumps(entries))
         temporary.replace(self.opened)
 
     def _kept_uri(self) -> str:
