@@ -10,7 +10,7 @@ import pytest
 
 from seedbed.metrics.contour import Contour
 from seedbed.metrics.region import Confusion
-from seedbed.scores import protocol_record, repetition_rows, score_rows, seed_differences
+from seedbed.scores import protocol_record, repetition_rows, score_rows
 from seedbed.seeds import Threshold
 from seedbed.types import UserError
 
@@ -134,20 +134,3 @@ def test_settings_of_a_sweep_are_not_averaged_together() -> None:
         (0.4, "mean"),
         (0.4, "std"),
     ]
-
-
-def test_differences_are_paired_by_seed() -> None:
-    rows = [row for seed, (a, b) in enumerate(((1, 2), (3, 4), (2, 6))) for row in (*rows_of("rib", seed, a), *rows_of("cam", seed, b))]
-    rows += rows_of("rib", 9, 1)  # no partner
-    rows += repetition_rows(rows)
-    found = {row["metric"]: row for row in seed_differences(rows, "cam", "rib")}
-    expected = [
-        value_of([r for r in rows if r["method"] == "rib"], "mIoU", s) - value_of([r for r in rows if r["method"] == "cam"], "mIoU", s)
-        for s in range(3)
-    ]
-    assert found["mIoU"]["seeds"] == [0, 1, 2] and found["mIoU"]["differences"] == pytest.approx(expected)
-    assert found["mIoU"]["mean"] == pytest.approx(statistics.fmean(expected)) and found["mIoU"]["std"] == pytest.approx(
-        statistics.stdev(expected)
-    )
-    single = seed_differences([*rows_of("cam", 0, 4), *rows_of("rib", 0, 2)], "cam", "rib")
-    assert single[0]["std"] is None and single[0]["mean"] > 0

@@ -125,28 +125,6 @@ def repetition_rows(rows: Iterable[Row]) -> list[Row]:
     return out
 
 
-def seed_differences(rows: Iterable[Row], first: str, second: str) -> list[dict[str, Any]]:
-    """Second method minus first, paired by seed: per stage, split and metric the differences, their mean and sample standard deviation.
-
-    std is None with a single seed. Values in points.
-    """
-    table: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
-    for row in rows:
-        if isinstance(row["seed"], int) and row["method"] in (first, second) and not row.get("setting"):
-            place = table.setdefault((row["stage"], row["split"], row["metric"]), {first: {}, second: {}})
-            place[row["method"]][row["seed"]] = row["value"]
-    out = []
-    for (stage, split, metric), by_method in table.items():
-        seeds = sorted(by_method[first].keys() & by_method[second].keys())
-        if not seeds:
-            continue
-        differences = [by_method[second][seed] - by_method[first][seed] for seed in seeds]
-        spread = statistics.stdev(differences) if len(seeds) > 1 else None
-        row = {"stage": stage, "split": split, "metric": metric, "first": first, "second": second, "seeds": seeds}
-        out.append({**row, "differences": differences, "mean": statistics.fmean(differences), "std": spread})
-    return out
-
-
 def _identity(row: Row) -> str:
     return digest([row["stage"], row["method"], row["split"], row["metric"], row.get("setting") or {}])
 
