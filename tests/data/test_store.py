@@ -225,6 +225,22 @@ def test_damaged_record_is_named(make_store: MakeStore, flipped: Callable[[Path,
     assert set(open_store(store.path).damaged(["p0001", "p0070"])) == {"p0070"}
 
 
+def test_damage_is_never_decoded(make_store: MakeStore, flipped: Callable[[Path, int], None]) -> None:
+    store = make_store([[1]] * 3)
+    path = data_file(store)
+    sound = store["p0000"].pixels()
+    assert sound.shape == (20, 30, 3) and store["p0001"].mask() is None
+    # the last bytes of a JPEG's data: the decoder would take them without a word
+    flipped(path, path.read_bytes().index(bytes(store["p0000"].picture)) + len(store["p0000"].picture) - 8)
+    opened = open_store(store.path)
+    with pytest.raises(UserError, match=r"picture of p0000 .*other bytes") as error:
+        opened["p0000"].pixels()
+    assert "--data.skip-unreadable" in error.value.text() and str(store.path) in error.value.text()
+    assert (opened["p0000"].labels == [1]).all() and opened["p0001"].pixels().shape == (20, 30, 3)
+    with pytest.raises(UserError, match="class mask of p0002 can't be read"):
+        opened["p0002"].mask()  # stored as it was given: no picture at all
+
+
 def test_newer_format(make_store: MakeStore) -> None:
     store = make_store(LABELS)
     path = store.path / INDEX

@@ -17,7 +17,6 @@ from torch import Tensor
 from seedbed.data.settings import evenly
 from seedbed.data.store import Store
 from seedbed.data.transforms import TrainTransform, generator
-from seedbed.types import UserError
 
 Exhausted = Literal["reshuffle", "stop"]
 
@@ -134,13 +133,4 @@ class CompanionSource:
     def _image(self, over: Event, target: str, ident: str, step: int) -> Tensor:
         if over.is_set():
             raise RuntimeError("nobody waits for this picture any more")
-        try:
-            pixels = self.store[ident].pixels()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"the companion {ident} of {target} can't be read: {error}",
-                file=self.store.path,
-                field="picture",
-                remedy="make the store again, or leave damaged pictures out with --data.skip-unreadable",
-            ) from error
-        return self.transform(pixels, generator(self.seed, f"companions/{target}", ident, step))
+        return self.transform(self.store[ident].pixels(), generator(self.seed, f"companions/{target}", ident, step))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,34 @@ def open_store(path: str | Path, cache: Path | str | None = None) -> Store:
     if not str(path):
         raise UserError("no sample store is named", field="--data.store", remedy=f"give --data.store STORE; make one with: {PREPARE}")
     return Store(Path(path))
+
+
+@dataclass(frozen=True)
+class StoredSample(Sample):
+    """A sample whose bytes are looked at before they are decoded: damage is an error with a name, never another picture."""
+
+    store: Path | None = None
+    crc32: dict[str, int] = field(default_factory=dict)
+
+    def pixels(self) -> np.ndarray:
+        return self._sound("picture", self.picture, super().pixels)
+
+    def mask(self, kind: str = "class") -> np.ndarray | None:
+        return self._sound(kind, self.masks[kind], lambda: super(StoredSample, self).mask(kind)) if kind in self.masks else None
+
+    def _sound(self, name: str, content: bytes | memoryview, decode: Callable[[], Any]) -> Any:
+        what, cause = "it has other bytes than were written", None
+        if zlib.crc32(content) == self.crc32[name]:
+            try:
+                return decode()
+            except (OSError, SyntaxError, ValueError) as error:
+                what, cause = str(error), error
+        raise UserError(
+            f"the {name if name == 'picture' else name + ' mask'} of {self.id} can't be read: {what}",
+            file=self.store,
+            field=name,
+            remedy="copy or make the store again, or leave damaged samples out with --data.skip-unreadable",
+        ) from cause
 
 
 class Store:
@@ -85,7 +114,7 @@ class Store:
         file, batch, at = (int(v) for v in index.place[row])
         picture, *masks = self._columns(file, batch)
         source = int(index.source[row])
-        return Sample(
+        return StoredSample(
             id=ident,
             picture=memoryview(picture[at].as_buffer()),
             height=int(index.height[row]),
@@ -97,6 +126,8 @@ class Store:
                 for kind, column in zip(self.info.mask_kinds, masks, strict=True)
                 if column[at].is_valid
             },
+            store=self.path,
+            crc32={name: int(crc[row]) for name, crc in index.crc32.items()},
         )
 
     def size(self, ident: str) -> tuple[int, int]:

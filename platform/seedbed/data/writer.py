@@ -68,6 +68,7 @@ class StoreWriter:
                 "source": -1 if sample.label_source is None else LABEL_SOURCES.index(sample.label_source),
                 "picture": hashlib.sha256(picture).digest(),
                 "masks": {kind: hashlib.sha256(data).digest() for kind, data in masks.items()},
+                "crc32": {name: zlib.crc32(data) for name, data in {"picture": picture, **masks}.items()},
                 "place": (len(self._files), self._batch, len(self._pending)),
             }
         )
@@ -144,6 +145,7 @@ class StoreWriter:
             source=np.array([r["source"] for r in rows], np.int8),
             picture=_stacked([r["picture"] for r in rows]),
             masks={kind: _stacked([r["masks"].get(kind, NO_MASK) for r in rows]) for kind in self.info.mask_kinds},
+            crc32={name: np.array([r["crc32"].get(name, 0) for r in rows], np.uint32) for name in ("picture", *self.info.mask_kinds)},
             place=np.array([r["place"] for r in rows], np.int32).reshape(n, 3),
             splits=splits,
         )
