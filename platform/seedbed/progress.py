@@ -30,7 +30,8 @@ class Line:
         self.set_aside = 0
         self.text = ""
         self._show, self._clock = show, clock
-        self._found, self._began = done, clock()
+        self._opened = self._began = clock()
+        self._found = self._before = done
         self._marks: deque[tuple[float, int]] = deque([(self._began, done)])
         self._lock = threading.RLock()
 
@@ -58,10 +59,6 @@ class Line:
     def settled(self) -> int:
         return self.done + self.set_aside
 
-    @property
-    def seconds(self) -> float:
-        return self._clock() - self._began
-
     def rate(self) -> float | None:
         """Per second over the last minute; None before anything came."""
         with self._lock:
@@ -74,16 +71,17 @@ class Line:
         rate = self.rate()
         return None if rate is None else max(self.total - self.settled, 0) / rate
 
-    def state(self) -> str:
+    def state(self, unit: bool = True) -> str:
         """The line without its name: `180 of 437 pictures, 2 set aside, 1.3/s, 3:12 left`."""
-        parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
+        parts = [f"{self.done:,} of {self.total:,}" + (f" {self.unit}" if unit else "")]
         if self.set_aside:
             parts.append(f"{self.set_aside:,} set aside")
         if (rate := self.rate()) is not None:
             parts.append(_rate(rate))
-        if self.settled < self.total:
-            left = self.left()
-            parts.append(f"{duration(left)} left" if left is not None else "waiting for the first")
+        if self.settled < self.total and (left := self.left()) is not None:
+            parts.append(f"{duration(left)} left")
+        elif self.settled == self._found < self.total:
+            parts.append("waiting for the first")
         if self.text:
             parts.append(self.text)
         return ", ".join(parts)
@@ -95,11 +93,15 @@ class Line:
 
     def closing(self, problem: str) -> str:
         """Said at the end, with the rate over the whole of it."""
+        now, new = self._clock(), self.settled - self._before
+        if not problem and self._found >= self.total:
+            return self.opening()
         parts = [f"{problem} at {self.settled:,} of {self.total:,} {self.unit}" if problem else f"{self.done:,} {self.unit}"]
-        parts[0] += f" in {duration(self.seconds)}"
-        new = self.settled - self._found
-        if new > 0 and self.seconds > 0:
-            parts.append(_rate(new / self.seconds))
+        if self._found and self.settled > self._found:
+            parts[0] += f", {self.settled - self._found:,} of them"
+        parts[0] += f" in {duration(now - self._opened)}"
+        if new > 0 and now > self._began:
+            parts.append(_rate(new / (now - self._began)))
         if self.set_aside:
             parts.append(f"{self.set_aside:,} set aside")
         if self.text:
@@ -110,17 +112,34 @@ class Line:
 class TrainingLine(Line):
     """A training's line: counts steps, shows the loss terms, and closes with the validation's figures."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._terms: list[str] = []
+        self._validation: list[str] = []
+        self._lost: set[str] = set()
+        self._heard = False
+
     def report(self, entry: Mapping[str, Any]) -> None:
-        """One line of a training's log: {"step": 1-based or "steps done", "terms": {...}, "val/mAP": ...}; unknown keys are left alone."""
-        terms = entry.get("terms")
-        words = [f"{name} {value:.4f}" for name, value in terms.items()] if isinstance(terms, Mapping) else []
-        words += [f"{name} {value:.4g}" for name, value in entry.items() if name.startswith("val/") and isinstance(value, int | float)]
+        """A line of the training's log (`loop/record.py`): steps with their terms, validations, pictures set aside; else nothing."""
         with self._lock:
-            if words:
-                self.text = ", ".join(words)
-            self.done = max(self.done, min(int(entry.get("step", self.done)), self.total))
-            self._mark()
+            if isinstance(entry.get("terms"), Mapping):
+                self._terms = [f"{name} {value:.4f}" for name, value in entry["terms"].items()]
+            found = [f"{name} {value:.4g}" for name, value in entry.items() if name.startswith("val/") and isinstance(value, int | float)]
+            self._validation = found or self._validation
+            if isinstance(entry.get("set_aside"), Mapping):
+                self._lost.add(str(entry["set_aside"].get("id")))
+            lost = [f"{len(self._lost)} picture{'s' if len(self._lost) > 1 else ''} set aside"] if self._lost else []
+            self.text = ", ".join([*self._terms, *self._validation, *lost])
+            if "step" in entry:
+                self._reach(min(int(entry["step"]), self.total))
         self._show(self, "step")
+
+    def _reach(self, step: int) -> None:
+        if not self._heard:  # a resumed training starts to speak in the middle: what was done before it is no work of this call
+            self._heard, self._before, self._began = True, step, self._clock()
+            self._marks = deque([(self._began, step)])
+        self.done = max(self.done, step)
+        self._mark()
 
 
 class Progress:
@@ -182,6 +201,8 @@ class Progress:
         else:
             self._spoke.pop(id(line), None)
             words = line.closing("" if event == "close" else event)
+            if words == line.opening():  # all was found: said when it began
+                return
         print(f"{line.name:<18} {words}", file=self.stream, flush=True)
 
     def _show_live(self, line: Line, event: str) -> None:
@@ -189,37 +210,49 @@ class Progress:
             if self._live is None:
                 self._live = _live(self.stream)
                 self._live.start()
-            self._tasks[id(line)] = self._live.add_task(
-                line.name, total=line.total or 1, completed=line.settled, words=line.opening(), start=True
-            )
+            self._tasks[id(line)] = self._live.add_task(line.name, total=line.total or 1, completed=line.settled, words=line.opening())
             return
         task = self._tasks.get(id(line))
         if self._live is None or task is None:
             return
-        words = line.state() if event == "step" else line.closing("" if event == "close" else event)
-        self._live.update(task, completed=line.settled, words=words)
-        if event != "step":
-            del self._tasks[id(line)]
-            if event == "close":
-                self._live.update(task, completed=line.total or 1)
-            if not self._tasks:  # the finished lines stay on the screen; the next stage opens beneath them
-                self._live.stop()
-                self._live = None
+        if event == "step":
+            self._live.update(task, completed=line.settled, words=line.state(unit=False))
+            return
+        # A finished line is printed once and for all; only what still moves stays alive beneath it.
+        self._live.remove_task(self._tasks.pop(id(line)))
+        _print_closing(self._live.console, line, event)
+        if not self._tasks:
+            self._live.stop()
+            self._live = None
 
 
 def _live(stream: TextIO) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
+    from rich.progress import BarColumn, ProgressColumn, TextColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
+    from rich.text import Text
+
+    class Words(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(task.fields["words"], no_wrap=True, overflow="ellipsis")
 
     return RichProgress(
-        TextColumn("[bold]{task.description:<18}"),
-        BarColumn(bar_width=20, complete_style="green", finished_style="green"),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[words]}", markup=False),
-        console=Console(file=stream, force_terminal=True if stream.isatty() else None),
+        TextColumn("  {task.description:<18}", markup=False),
+        BarColumn(bar_width=12, complete_style="green", finished_style="green", table_column=Column(width=12, no_wrap=True)),
+        Words(),
+        console=Console(file=stream),
         refresh_per_second=8,
+        transient=True,
     )
+
+
+def _print_closing(console: Any, line: Line, event: str) -> None:
+    from rich.text import Text
+
+    mark, style = ("✓", "green") if event == "close" else ("✗", "red")
+    words = line.closing("" if event == "close" else event)
+    console.print(Text.assemble((f"{mark} ", style), f"{line.name:<18} ", (words, "" if event == "close" else style)), soft_wrap=True)
 
 
 def _resolve(mode: Mode, stream: TextIO) -> Mode:
