@@ -108,7 +108,7 @@ class TrainTransform(Settings):
         if self.brightness:
             factor = 1 + self.brightness * (2 * rng.random() - 1)
             pixels = np.clip(np.rint(pixels * factor), 0, 255).astype(np.uint8)
-        # The crop comes before normalising and mirroring only in the order of work: both are the same for every pixel.
+        # Normalising comes last because it is the same for every pixel: what the crop leaves out need not be normalised.
         (rows, into_rows), (columns, into_columns) = (self._window(side, rng) for side in pixels.shape[:2])
         if mirrored:
             pixels = pixels[:, ::-1]

@@ -143,9 +143,6 @@ class ClassLabels:
         self.notes: list[str] = []
         self._main, self._listed = self._read_main()
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__
-
     def partly_listed(self, ids: Iterable[str]) -> list[str]:
         """Ids that only some of Main's class lists name: Main then says nothing about them."""
         return [i for i in ids if i in self._main and not self._listed[i].all()]
