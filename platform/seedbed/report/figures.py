@@ -48,7 +48,7 @@ def _threshold(study: StudyResult, table: Table | None) -> Figure | None:
         axes.set_ylabel("mIoU, %")
         canvas.legend(loc="outside upper left", ncols=2, frameon=False)
 
-    words = "; ".join(f"{method_name(m)}: best {best:.1f} % at {at:.2f}" for m, (best, at) in bests.items())
+    words = "; ".join(f"{method_name(m)}: best {best:.1f}% at {at:.2f}" for m, (best, at) in bests.items())
     caption = "mIoU of the seeds over the threshold, counted on the scored split. A flat top forgives a badly chosen threshold."
     return Figure("threshold", "Seed quality over the threshold", caption, f"Threshold curves. {words}.", (5.0, 3.3), draw)
 
@@ -99,7 +99,7 @@ def _over_k(study: StudyResult, table: Table | None) -> Figure | None:
         below.xaxis.get_major_locator().set_params(integer=True)
 
     ends = "; ".join(
-        f"{method_name(m)}: {ps[0]['mIoU']:.1f} % at k = {ps[0]['k']:.0f}, {ps[-1]['mIoU']:.1f} % at k = {ps[-1]['k']:.0f}"
+        f"{method_name(m)}: {ps[0]['mIoU']:.1f}% at k = {ps[0]['k']:.0f}, {ps[-1]['mIoU']:.1f}% at k = {ps[-1]['k']:.0f}"
         for m, ps in study.over_k.items()
         if ps
     )
@@ -134,7 +134,7 @@ def _repetitions(table: Table | None) -> Figure | None:
         axes.set_ylabel("mIoU, %")
         axes.grid(False, axis="x")
 
-    words = "; ".join(f"{r.label} {r.values['mIoU'].text()} %" for r in rows)
+    words = "; ".join(f"{r.label} {r.values['mIoU'].text()}%" for r in rows)
     caption = f"{len(seeds)} repetitions, each a line; the bars are the means."
     return Figure("repetitions", "Repetitions", caption, f"mIoU of each repetition. {words}.", (5.0, 3.3), draw)
 
@@ -168,7 +168,7 @@ def _per_class(study: StudyResult, table: Table, metric: str, title: str) -> Fig
         axes.set_xlabel(f"{title}, %")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="lower right", frameon=True)
+        canvas.legend(loc="outside upper left", ncols=4, frameon=False)
 
     best, worst = max(gain, key=lambda n: gain[n]), min(gain, key=lambda n: gain[n])
     words = f"{method_name(methods[-1])} gains most on {best} ({gain[best]:+.1f} points), least on {worst} ({gain[worst]:+.1f})"

@@ -95,6 +95,7 @@ def _content(out: Path, study: StudyResult, drawn: Sequence[Mapping[str, Any]]) 
         "repetitions": sections.repetitions, "color": color_variable,
         "footnotes": list(dict.fromkeys(line for lines in doubts(papers).values() for line in lines)),
         "panels": panels, "columns": max((len(p.tiles) for p in panels), default=1), "hidden": max(0, len(study.panels) - PANELS),
+        "marks": [(label, value, color_variable(method)) for label, value, method in summary.thresholds(study)],
         "any_void": any(p.void for p in panels),
         "scale": ", ".join("#{:02x}{:02x}{:02x}".format(*c) for c in colors()[::32].tolist() + colors()[-1:].tolist()),
         "figure_groups": groups, "stages": study.stages, "aside": [(s.name, e) for s in study.stages for e in s.set_aside],

@@ -55,7 +55,7 @@ def shown(panel: Panel, classes: Sequence[str], palette: Sequence[Sequence[int]]
     for caption, values in _thinned(panel.maps).items():
         tiles.append(_tile(caption, "", f"{panel.id}: {caption} map over the picture, 0 to 1", overlay(panel.picture, values)))
     for caption, labels in panel.seeds.items():
-        score = "" if panel.truth is None else f"IoU {100 * picture_iou(labels, panel.truth):.0f} %"
+        score = "" if panel.truth is None else f"IoU {100 * picture_iou(labels, panel.truth):.0f}%"
         alt = f"{panel.id}: {caption} seed, {_content(labels, names)}"
         tiles.append(_tile(f"{caption} seed", score, alt, painted(panel.picture, labels, palette)))
     if panel.truth is not None:
@@ -152,7 +152,7 @@ def _content(labels: np.ndarray, names: Mapping[int, str]) -> str:
     """`cat 31 %, dog 4 %`: what a reader who does not see the picture gets."""
     values, counts = np.unique(labels[labels != IGNORE], return_counts=True)
     total = max(int(counts.sum()), 1)
-    shares = [f"{names[int(v)]} {100 * n / total:.0f} %" for v, n in zip(values, counts, strict=True) if v != 0]
+    shares = [f"{names[int(v)]} {100 * n / total:.0f}%" for v, n in zip(values, counts, strict=True) if v != 0]
     return ", ".join(shares) or "background only"
 
 

@@ -106,7 +106,7 @@ def paper_rows(rows: Iterable[Mapping[str, Any]], dataset: str = "") -> list[Pap
             entry.notes.append(note)
         entry.quoted = row.get("source") == "reported" and (paper != "rib" or entry.method != "RIB")
         entry.protocol = str(row.get("protocol") or "") or _protocol(entry)
-    return list(gathered.values())
+    return sorted(gathered.values(), key=lambda row: row.method != "IRN")  # its seed is the plain CAM: first, as ours is
 
 
 def doubts(rows: Sequence[PaperRow]) -> dict[str, tuple[str, ...]]:

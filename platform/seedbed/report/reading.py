@@ -39,16 +39,16 @@ def headline(study: StudyResult) -> Headline | None:
 
 
 def _sentence(table: Table, base: Row | None, best: Row, apart: Value | None) -> str:
-    """`The seeds of RIB reach 46.0 % mIoU, 3.3 points above CAM's ...`"""
+    """`The seeds of RIB reach 46.0% mIoU, 3.3 points above CAM's ...`"""
     what = {"seed": "seeds", "crf": "seeds after the CRF", "mask": "pseudo-labels", "segmentation": "segmentations"}.get(
         table.stage, table.stage
     )
-    text = f"On {table.split}, the {what} of {best.label} reach {best.values['mIoU'].text()} % mIoU"
+    text = f"On {table.split}, the {what} of {best.label} reach {best.values['mIoU'].text()}% mIoU"
     if base is None or apart is None:
         return text + "."
     distance = abs(apart.mean)
     where = "the same as" if distance < 0.005 else f"{distance:.2f} points {'above' if apart.mean > 0 else 'below'}"
-    text += f", {where} the {base.label} of the same classifier ({base.values['mIoU'].text()} %)."
+    text += f", {where} the {base.label} of the same classifier ({base.values['mIoU'].text()}%)."
     if len(apart.runs) > 1:
         ahead = sum(v > 0 for v in apart.runs.values())
         text += f" {best.label} is ahead in {ahead} of {len(apart.runs)} repetitions; the paired difference is {apart.text(sign=True)}."
@@ -104,8 +104,8 @@ def _shown_nothing(study: StudyResult) -> list[str]:
             if above:
                 best = max(above, key=lambda b: b.values["mIoU"].mean)
                 found.append(
-                    f"{row.label} ({row.values['mIoU'].text()} % mIoU) does not beat the {best.label}, which needs no network "
-                    f"({best.values['mIoU'].text()} %): it has shown nothing."
+                    f"{row.label} ({row.values['mIoU'].text()}% mIoU) does not beat the {best.label}, which needs no network "
+                    f"({best.values['mIoU'].text()}%): it has shown nothing."
                 )
     return found
 

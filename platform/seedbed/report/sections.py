@@ -121,7 +121,7 @@ def _over_seeds(values: Mapping[Any, str]) -> str:
 
 
 def _plain(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value == "" or value == []:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -96,13 +96,13 @@ def tables(study: StudyResult) -> list[Table]:
 
 
 def classifier_line(study: StudyResult) -> str | None:
-    """`classifier: mAP 97.3 ± 0.2 % on val, 445 images`, where it was validated."""
+    """`classifier: mAP 97.3 ± 0.2% on val, 445 images`, where it was validated."""
     rows = [r for r in study.rows if r["metric"] == "mAP"]
     value = _value(rows, "mAP", spread=True) if rows else None
     if value is None:
         return None
     images = (rows[0].get("protocol") or {}).get("images")
-    return f"classifier: mAP {value.text()} % on {rows[0]['split']}" + (f", {images:,} images" if isinstance(images, int) else "")
+    return f"classifier: mAP {value.text()}% on {rows[0]['split']}" + (f", {images:,} images" if isinstance(images, int) else "")
 
 
 def _rows(study: StudyResult, stage: str, split: str, papers: Sequence[PaperRow]) -> list[Row]:
@@ -168,6 +168,21 @@ def _threshold(thresholds: Sequence[Mapping[str, Any]]) -> str:
     if not values:
         return ""
     return f"{values[0]:.2f}" if len(values) == 1 else f"{values[0]:.2f}–{values[-1]:.2f}"
+
+
+def thresholds(study: StudyResult) -> list[tuple[str, float, str]]:
+    """(label, threshold, method) of the first repetition, which the panels show, at the first scored stage."""
+    first: dict[str, tuple[str, float, str]] = {}
+    for row in study.rows:
+        value = ((row.get("protocol") or {}).get("threshold") or {}).get("value")
+        if (
+            row["metric"] == "mIoU"
+            and not without_network(str(row["method"]))
+            and isinstance(value, int | float)
+            and not row.get("setting")
+        ):
+            first.setdefault(str(row["method"]), (method_name(str(row["method"])), float(value), str(row["method"])))
+    return list(first.values())
 
 
 def short_protocol(record: Mapping[str, Any], *, network: bool = True) -> str:
