@@ -18,11 +18,11 @@ STUDY = Experiment(
 
 # Everything at a size for two cores: few pictures, small and not pre-trained, so that the scores mean nothing but that all stages work.
 SMOKE = {
-    "data.limit": 24, "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train",
+    "data.limit": 20, "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train",
     "classifier.backbone": "resnet18", "classifier.weights": "none", "classifier.epochs": 3, "classifier.batch": 8,
-    "classifier.lr": 0.01, "classifier.validation_limit": 16, "classifier.transform.resize_low": 96,
-    "classifier.transform.resize_high": 160, "classifier.transform.crop": 128, "cam.long_side": 160,
-    "rib.steps": 3, "rib.batch": 4, "rib.lr": 1e-4, "rib.margin": 60.0,
+    "classifier.lr": 0.01, "classifier.transform.resize_low": 72,
+    "classifier.transform.resize_high": 128, "classifier.transform.crop": 96, "cam.long_side": 128,
+    "rib.steps": 3, "rib.batch": 3, "rib.lr": 1e-4, "rib.margin": 60.0,
     "scoring.low": 0.05, "scoring.high": 0.6,
 }  # fmt: skip
 

@@ -40,7 +40,8 @@ def export(run: Path, stage: str, out: Path) -> int:
     """Writes the label maps of a run's stage; returns how many. Of several seeds each goes to METHOD-KEY, of one to METHOD."""
     there = find_stages(run, STAGES[stage])
     if not there:
-        raise UserError(f"{run} has no finished stage {STAGES[stage]!r}", file=run, field="--stage", remedy="run the study to that stage first")
+        message = f"{run} has no finished stage {STAGES[stage]!r}"
+        raise UserError(message, file=run, field="--stage", remedy="run the study to that stage first")
     palette = _palette(run)
     methods = [m["method"] for m in there]
     count = 0
@@ -55,7 +56,7 @@ def export(run: Path, stage: str, out: Path) -> int:
 
 
 def _palette(run: Path) -> list[list[int]]:
-    """The dataset's palette as the run recorded it; VOC's where it did not."""
+    """The dataset's palette as the run recorded it."""
     import json
 
     path = run / "run.json"
@@ -63,7 +64,8 @@ def _palette(run: Path) -> list[list[int]]:
         palette = json.loads(path.read_text()).get("dataset", {}).get("palette")
         if palette:
             return palette
-    raise UserError(f"{path} does not name a palette", file=path, field="dataset.palette", remedy="run the study again: it finds what is finished")
+    remedy = "run the study again: it finds what is finished"
+    raise UserError(f"{path} does not name a palette", file=path, field="dataset.palette", remedy=remedy)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class Executor(Protocol):
         """Records of the ids that have none yet, committed to the stage; returns how many were computed."""
         ...
 
-    def train(self, task: loop.Task, folder: Path) -> None:
-        """Runs the training loop to its end, from its checkpoint where there is one; leaves `folder/weights.pt`."""
+    def train(self, task: loop.Task, folder: Path, report: Any = None) -> None:
+        """Runs the training loop to its end, from its checkpoint where there is one; leaves `folder/weights.pt`; `report` gets the log."""
         ...
 
 
@@ -120,8 +120,9 @@ class LocalExecutor:
                 shown.advance()
         return computed
 
-    def train(self, task: loop.Task, folder: Path) -> None:
-        loop.train_locally(task, folder, workers=self.workers, device=self.device, threads=self.threads)
+    def train(self, task: loop.Task, folder: Path, report: Any = None) -> None:
+        with _threads(self.threads):
+            loop.train_locally(task, folder, workers=self.workers, device=self.device, threads=self.threads, report=report)
 
 
 @contextlib.contextmanager

@@ -38,8 +38,6 @@ class RunConfig(Settings):
     """Torch threads of each actor and worker; part of the record. More actors are faster than more threads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run. auto: what the cluster's workers have or can start; cuda without any is an error."""
-    gpus_per_actor: float = bounded(0.0, 0.0, 1.0, key=False)
-    """Share of a GPU that an actor takes; 0: one GPU is shared by all actors of a node that has one."""
     commit_every: int = bounded(256, 1, 1_000_000, key=False)
     """Pictures a fragment: what a kill can cost at most (or 60 s, whichever comes first)."""
     tracking_uri: str = setting("", key=False)
@@ -115,8 +113,11 @@ class Keys:
         data = experiment.data
         self.map_ids = data.select(store, data.map_split)[0]
         self.score_ids = data.select(store, data.score_split)[0]
-        known = set(self.map_ids)
-        self.map_ids += [i for i in self.score_ids if i not in known]
+        scoring = experiment.scoring
+        held_out = scoring.threshold_source == "held-out"
+        self.held_out_ids = data.select(store, scoring.held_out_split)[0] if held_out else []
+        # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
+        self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
 
     def resources(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.experiment.run.threads}
@@ -190,4 +191,3 @@ def explain(experiment: Experiment, say: Callable[[str], None] = print) -> None:
     experiment.check()
     for line in Study.open(experiment, dry=True).explanation():
         say(line)
-

@@ -28,39 +28,43 @@ SCORES_VERSION = 1
 
 def seed_rows(study: Study, stage: Stage, method: str, seed: int, threshold: Threshold | None) -> list[dict[str, Any]]:
     """The rows of one seeds artefact; the per-picture counts in its records are added up."""
-    e, info = study.experiment, study.store.info
-    names = info.classes
+    e, names = study.experiment, study.store.info.classes
     region = Confusion(len(names))
     contour = Contour(len(names), e.scoring.tolerance)
     images = 0
-    for record in stage.records():
-        if record["confusion"] is None:
-            continue
-        region.merge(Confusion.from_record(unpack(record["confusion"]), len(names)))
-        contour.merge(Contour.from_record(unpack(record["contour"]), len(names), e.scoring.tolerance))
-        images += 1
-    protocol = protocol_record(
+    for confusion, contours in stage.records().columns("confusion", "contour"):
+        if confusion is not None:
+            region.merge(Confusion.from_record(unpack(confusion), len(names)))
+            contour.merge(Contour.from_record(unpack(contours), len(names), e.scoring.tolerance))
+            images += 1
+    protocol = protocol_of(study, images=images, split=e.data.score_split, threshold=threshold, network=threshold is not None)
+    return score_rows(region, contour, stage="seed", method=method, split=e.data.score_split, seed=seed, protocol=protocol, names=names)
+
+
+def protocol_of(study: Study, *, images: int, split: str, threshold: Threshold | None, network: bool) -> dict[str, Any]:
+    """The protocol record of one row; a row without a network has no weights, scales or threshold."""
+    e, info = study.experiment, study.store.info
+    trained_on = set(study.store.ids(e.data.train_split))
+    return protocol_record(
         dataset=info.dataset,
-        split=e.data.score_split,
+        split=split,
         images=images,
-        subset=info.subset or bool(e.data.limit),
-        initial_weights=e.classifier.weights if threshold is not None else "none",
-        scales=e.cam.scales if threshold is not None else (),
-        flip=e.cam.flip and threshold is not None,
+        subset=study.subset,
+        initial_weights=e.classifier.weights if network else "none",
+        scales=e.cam.scales if network else (),
+        flip=e.cam.flip and network,
         crf=None,
         threshold=threshold,
         label_source=label_source(study),
-        oracle_labels=e.data.score_split != e.data.train_split
-        and not set(study.keys.score_ids) <= set(study.store.ids(e.data.train_split)),
+        oracle_labels=not set(study.keys.score_ids) <= trained_on,
         contour_tolerance=e.scoring.tolerance,
-        absent_classes=e.scoring.absent(study.store.info.subset),
+        absent_classes=e.scoring.absent(study.subset),
         settings_key=e.key(),
         git=study.git,
-        network=threshold is not None,
-        from_scratch=threshold is not None and e.classifier.weights == "none",
+        network=network,
+        from_scratch=network and e.classifier.weights == "none",
         seeds_vary=e.seeds_vary,
     )
-    return score_rows(region, contour, stage="seed", method=method, split=e.data.score_split, seed=seed, protocol=protocol, names=names)
 
 
 def label_source(study: Study) -> str:
@@ -108,7 +112,7 @@ def conclude(study: Study, began: float) -> StudyResult:
         paper_rows=paper_rows(study),
         classes=info.classes,
         palette=info.palette,
-        warnings=[*study.warnings, *warnings(study)],
+        warnings=study.warnings,
     )
     report = write_report(study.out, result)
     write_tables(result, report=report)
@@ -122,34 +126,29 @@ def validation_rows(study: Study) -> list[dict[str, Any]]:
     """Mean average precision of each classifier on its validation split, where there was one."""
     rows = []
     e = study.experiment
+    split = e.classifier.validation_split
     for seed in study.seeds:
-        stage = study.classifier_stage(seed)
-        figures = (stage.manifest or {}).get("summary", {}).get("validation", {})
+        figures = (study.classifier_stage(seed).manifest or {}).get("summary", {}).get("validation", {})
         if "val/mAP" in figures:
-            split = e.classifier.validation_split
-            images = len(study.store.ids(split))
-            protocol = {"dataset": study.store.info.dataset, "split": split, "images": images, "subset": study.store.info.subset}
-            protocol |= {"initial_weights": e.classifier.weights, "threshold": {"value": None, "source": "fixed"}, "settings_key": e.key()}
+            images = len(e.data.select(study.store, split)[0])
+            protocol = protocol_of(study, images=images, split=split, threshold=None, network=True)
+            protocol |= {
+                "labels": {**protocol["labels"], "oracle": False},
+                "scales": [1.0],
+                "flip": False,
+                "classes": list(study.store.info.classes),
+            }
             row = {"stage": "classifier", "method": "cam", "split": split, "seed": seed, "metric": "mAP", "value": figures["val/mAP"]}
             rows.append({**row, "protocol": protocol})
     return rows
 
 
-def sweep_of(study: Study, method: str, seed: int) -> SweepCounts:
-    grid = study.experiment.scoring.grid()
-    names = len(study.store.info.classes)
-    counts = SweepCounts(grid, names)
-    for record in study.sweeps[method, seed].records():
-        counts.merge(SweepCounts.from_record(unpack(record["counts"]), grid, names))
-    return counts
-
-
 def curves(study: Study) -> dict[str, dict[str, list[float]]]:
     """Per method the mean IoU at every threshold, the mean over seeds, percent."""
     out = {}
-    absent = study.experiment.scoring.absent(study.store.info.subset)
+    absent = study.experiment.scoring.absent(study.subset)
     for method in study.methods:
-        found = [sweep_of(study, method, seed).ious(absent)[1] for m, seed in study.sweeps if m == method]
+        found = [study.counts[m, seed].ious(absent)[1] for m, seed in study.counts if m == method]
         if found:
             out[method] = {"thresholds": study.experiment.scoring.grid().tolist(), "mIoU": (100 * np.mean(found, axis=0)).tolist()}
             if len(found) > 1:
@@ -161,7 +160,7 @@ def over_k(study: Study) -> dict[str, list[dict[str, float]]]:
     """Per method with snapshots the mean IoU of the cumulative map of every k, each at its best threshold; the mean over seeds."""
     grid = study.experiment.scoring.grid()
     names = len(study.store.info.classes)
-    absent = study.experiment.scoring.absent(study.store.info.subset)
+    absent = study.experiment.scoring.absent(study.subset)
     out: dict[str, list[dict[str, float]]] = {}
     for method in study.methods:
         runs: list[list[tuple[float, float]]] = []
@@ -169,10 +168,10 @@ def over_k(study: Study) -> dict[str, list[dict[str, float]]]:
             if m != method:
                 continue
             steps: dict[int, SweepCounts] = {}
-            for record in study.sweeps[m, seed].records():
-                if record["snapshots"] is None:
+            for (packed,) in study.sweeps[m, seed].records().columns("snapshots"):
+                if packed is None:
                     continue
-                arrays = unpack(record["snapshots"])
+                arrays = unpack(packed)
                 last = max(int(name.split(".")[0]) for name in arrays)
                 for k in range(study.experiment.rib.steps):
                     # A run that ended early keeps its last map: that is what it would be scored by.
@@ -199,8 +198,7 @@ def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
         if method == "cam":
             continue
         counts: Counter[tuple[str, int]] = Counter()
-        for record in stage.records():
-            counts[record["ended"], record["steps"]] += 1
+        counts.update(stage.records().columns("ended", "steps"))
         mine = out.setdefault(method, {})
         for (why, steps), n in sorted(counts.items()):
             mine.setdefault(why, {})
@@ -251,27 +249,6 @@ def paper_rows(study: Study) -> list[dict[str, Any]]:
     return seed_rows_of(study.store.info.dataset, study.methods)
 
 
-def warnings(study: Study) -> list[str]:
-    """Sentences that a reader of the scores has to know."""
-    out = []
-    e = study.experiment
-    if e.classifier.weights == "none":
-        out.append(
-            "The classifier was trained from scratch: these scores must not be compared with a paper's, which start from ImageNet weights."
-        )
-    if study.store.info.subset or e.data.limit:
-        out.append(f"Scored on a subset of {study.store.info.dataset}: not comparable with published scores.")
-    for method, reasons in ends(study).items():
-        total = sum(n for steps in reasons.values() for n in steps.values())
-        early = sum(reasons.get("companions", {}).values())
-        if total and early > 0.05 * total:
-            out.append(f"{method.upper()}: {100 * early / total:.0f} % of the pictures ran out of companions before the last step.")
-    aside = sum(len(s.set_aside) for s in study.summaries)
-    if aside:
-        out.append(f"{aside} pictures were set aside; the report names them and says why.")
-    return out
-
-
 def run_record(study: Study, began: float, status: str, failure: BaseException | None) -> dict[str, Any]:
     """The content of run.json."""
     return {
@@ -284,7 +261,12 @@ def run_record(study: Study, began: float, status: str, failure: BaseException |
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "device": study.keys.device,
-        "dataset": {"name": study.store.info.dataset, "store": str(study.store.path), "splits": dict(study.store.info.splits), "palette": [list(c) for c in study.store.info.palette]},
+        "dataset": {
+            "name": study.store.info.dataset,
+            "store": str(study.store.path),
+            "splits": dict(study.store.info.splits),
+            "palette": [list(c) for c in study.store.info.palette],
+        },
         "stages": [
             {"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed, "seconds": s.seconds} for s in study.summaries
         ],

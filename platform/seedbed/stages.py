@@ -5,10 +5,8 @@ classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from seedbed import pipeline, progress, provenance
-from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Fragments, Stage
+from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Stage
 from seedbed.artefacts.records import unpack, weights_record
 from seedbed.config import digest
 from seedbed.data import Store
 from seedbed.local import Executor, ImageWork, Tracker
+from seedbed.loop import read_log
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
 from seedbed.types import UserError
@@ -43,9 +42,11 @@ class Study:
         self.summaries: list[StageSummary] = []
         self.rows: list[dict[str, Any]] = []
         self.sweeps: dict[tuple[str, int], Stage] = {}
+        self.counts: dict[tuple[str, int], SweepCounts] = {}
         self.maps_stages: dict[tuple[str, int], Stage] = {}
         self.seeds_stages: dict[tuple[str, int], Stage] = {}
         self.thresholds: dict[tuple[str, int], Threshold] = {}
+        self.subset = store.info.subset or bool(experiment.data.limit)
         self.warnings: list[str] = []
         self.executor: Executor
         self.tracker: Tracker
@@ -68,9 +69,9 @@ class Study:
             message = f"{e.classifier.weights} does not exist"
             remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
             raise UserError(message, file=e.classifier.weights, field="--classifier.weights", remedy=remedy)
-        if e.method == "rib" and e.rib.batch > 0:
-            pool = len(self.store.ids(e.data.companion_split))
-            if e.rib.batch >= pool:
+        if e.method == "rib" and e.rib.companion_rows > 0:
+            pool = len(e.data.select(self.store, e.data.companion_split)[0])
+            if e.rib.companion_rows >= pool:
                 message = f"--rib.batch is {e.rib.batch:,}, but {e.data.companion_split} has {pool:,} pictures to choose companions from"
                 raise UserError(message, field="--rib.batch", remedy=f"give a number below {pool:,}")
         if not self.keys.score_ids:
@@ -103,9 +104,10 @@ class Study:
         inputs = {"classifier": self.classifier_stage(seed).key}
         return self._stage("maps", self.keys.maps_settings(method, seed), MAPS, inputs, pipeline.code_version(method), method)
 
-    def thresholds_stage(self, method: str, seed: int) -> Stage:
-        settings = self.keys.sweep_settings(self.keys.score_ids, self.experiment.data.score_split)
-        return self._stage("thresholds", settings, THRESHOLDS, {"maps": self.maps_stage(method, seed).key}, VERSIONS["thresholds"], method)
+    def thresholds_stage(self, method: str, seed: int, split: str | None = None, ids: list[str] | None = None) -> Stage:
+        split, ids = split or self.experiment.data.score_split, self.keys.score_ids if ids is None else ids
+        inputs = {"maps": self.maps_stage(method, seed).key}
+        return self._stage("thresholds", self.keys.sweep_settings(ids, split), THRESHOLDS, inputs, VERSIONS["thresholds"], method)
 
     def seeds_stage(self, method: str, seed: int) -> Stage:
         inputs = {} if method in BASELINES else {"maps": self.maps_stage(method, seed).key}
@@ -187,7 +189,7 @@ class Study:
         with self.recorded("classifier", stage, None, seed) as child:
             if stage.manifest is None:
                 self._train(stage, pipeline.classifier_task(self.experiment, self.store, self.classifier_seed(seed)))
-                for entry in read_log(stage.folder / "log.jsonl"):
+                for entry in read_log(stage.folder):
                     self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
 
     def _train(self, stage: Stage, task: Any) -> None:
@@ -195,17 +197,19 @@ class Study:
 
         began = time.perf_counter()
         stage.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            self.progress.training(f"classifier {stage.settings['seed']}", task.steps) as line,
-            following(stage.folder / "log.jsonl", line.report),
-        ):
-            self.executor.train(task, stage.folder)
+        task.open()
+        label = "classifier" + (f" {stage.settings['seed']}" if len(self.seeds) > 1 else "")
+        with self.progress.training(label, task.steps) as line:
+            self.executor.train(task, stage.folder, line.report)
         weights = torch.load(stage.folder / "weights.pt", map_location="cpu", weights_only=True)
         with stage.writer() as writer:
             for name in sorted(weights):
                 array = weights[name].detach().contiguous().numpy()
                 writer.add(weights_record(name, array, array.dtype.str))
-        entries = list(read_log(stage.folder / "log.jsonl"))
+        entries = read_log(stage.folder)
+        for entry in entries:
+            if "set_aside" in entry:
+                stage.set_aside(entry["set_aside"]["id"], entry["set_aside"]["reason"])
         figures = {name: value for entry in entries for name, value in entry.items() if name.startswith("val/")}
         stage.finish(computed=len(weights), seconds=time.perf_counter() - began, summary={"validation": figures, "steps": task.steps})
         for leftover in ("weights.pt", "checkpoint.pt"):
@@ -214,15 +218,14 @@ class Study:
     def localise(self, method: str, seed: int) -> None:
         e = self.experiment
         companions = None
-        if method == "rib" and e.rib.batch > 0:
+        if method == "rib" and e.rib.companion_rows > 0:
             companions = {
-                "split": e.data.companion_split,
+                "split": e.data.select(self.store, e.data.companion_split)[0],
                 "transform": e.classifier.resolved().transform,
-                "batch": e.rib.batch,
+                "batch": e.rib.companion_rows,
                 "seed": seed,
                 "exhausted": e.rib.companions_exhausted,
                 "disjoint": e.rib.companions == "disjoint",
-                "limit": e.data.limit,
             }
         stage = self.maps_stages[method, seed] = self.maps_stage(method, seed)
         work = LocaliseWork(
@@ -236,27 +239,34 @@ class Study:
             device=self.executor.device,
             threads=e.run.threads,
         )
-        self._per_image("maps", stage, method, seed, lambda: work, self.keys.map_ids)
+        self._per_image("maps", stage, method, seed, work, self.keys.map_ids)
 
     def choose_threshold(self, method: str, seed: int) -> Threshold:
-        """The sweep over the scored split, and the threshold that the settings take from it."""
+        """The sweep over the scored split (and over the held-out one, where that chooses), and the threshold taken from it."""
         e = self.experiment
-        maps = self.maps_stage(method, seed)
-        grid = e.scoring.grid()
+        counts = self.counts[method, seed] = self.sweep(method, seed, e.data.score_split, self.keys.score_ids)
+        held_out = None
+        if e.scoring.threshold_source == "held-out":
+            held_out = self.sweep(method, seed, e.scoring.held_out_split, self.keys.held_out_ids)
+        absent = e.scoring.absent(self.subset)
+        threshold = self.thresholds[method, seed] = choose_threshold(e.scoring, absent, e.data.score_split, counts, held_out)
+        return threshold
+
+    def sweep(self, method: str, seed: int, split: str, ids: list[str]) -> SweepCounts:
+        """Counts of every threshold of the grid on these pictures."""
+        e = self.experiment
+        grid, maps = e.scoring.grid(), self.maps_stage(method, seed)
+        stage = self.thresholds_stage(method, seed, split, ids)
+        if split == e.data.score_split:
+            self.sweeps[method, seed] = stage
         snapshots = method == "rib" and e.rib.snapshots
         work = ThresholdWork(str(self.store.path), e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
-        stage = self.sweeps[method, seed] = self.thresholds_stage(method, seed)
         have = maps.records()
-        self._per_image("thresholds", stage, method, seed, lambda: work, [i for i in self.keys.score_ids if i in have])
+        self._per_image("thresholds", stage, method, seed, work, [i for i in ids if i in have])
         counts = SweepCounts(grid, len(self.store.info.classes))
-        for record in stage.records():
-            counts.merge(SweepCounts.from_record(unpack(record["counts"]), grid, len(self.store.info.classes)))
-        absent = e.scoring.absent(self.store.info.subset)
-        threshold = choose_threshold(e.scoring, absent, e.data.score_split, counts)
-        if threshold.source != "fixed" and (warning := counts.best(absent).warning(f"{method.upper()}, seed {seed}")):
-            self.warnings.append(warning)
-        self.thresholds[method, seed] = threshold
-        return threshold
+        for (packed,) in stage.records().columns("counts"):
+            counts.merge(SweepCounts.from_record(unpack(packed), grid, len(self.store.info.classes)))
+        return counts
 
     def make_seeds(self, method: str, seed: int, threshold: Threshold | None) -> None:
         from seedbed import results
@@ -270,16 +280,14 @@ class Study:
         if method not in BASELINES:
             have = self.maps_stage(method, seed).records()
             ids = [i for i in ids if i in have]
-        with self._per_image("seeds", stage, method, seed, lambda: work, ids, keep_open=True) as child:
+        with self._per_image("seeds", stage, method, seed, work, ids, keep_open=True) as child:
             rows = results.seed_rows(self, stage, method, seed, threshold)
             self.rows += rows
             self.tracker.log(results.score_metrics(rows), child=child)
 
     # --- what every stage needs ----------------------------------------------------------------------
 
-    def _per_image(
-        self, name: str, stage: Stage, method: str, seed: int, work: Callable[[], ImageWork], ids: list[str], keep_open: bool = False
-    ) -> Any:
+    def _per_image(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str], keep_open: bool = False) -> Any:
         context = self._per_image_stage(name, stage, method, seed, work, ids)
         if keep_open:
             return context
@@ -287,16 +295,14 @@ class Study:
             return None
 
     @contextmanager
-    def _per_image_stage(
-        self, name: str, stage: Stage, method: str, seed: int, work: Callable[[], ImageWork], ids: list[str]
-    ) -> Iterator[str]:
+    def _per_image_stage(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str]) -> Iterator[str]:
         with self.recorded(name, stage, method, seed) as child:
             if stage.manifest is None:
                 began = time.perf_counter()
                 todo = stage.pending(ids)
                 label = f"{name} {method.upper()}" + (f" {seed}" if len(self.seeds) > 1 else "")
                 with self.progress.stage(label, total=len(ids), done=len(ids) - len(todo)) as line:
-                    computed = self.executor.map_images(work(), ids, stage, line) if todo else 0
+                    computed = self.executor.map_images(work, ids, stage, line) if todo else 0
                 aside = stage.set_aside_reasons()
                 if ids and len(aside) == len(ids):
                     ident, reason = next(iter(aside.items()))
@@ -329,23 +335,6 @@ class Study:
         self.tracker.log({"records": manifest["count"], "computed": manifest["computed"], "seconds": manifest["seconds"]}, child=child)
         self.tracker.end_stage(child)
 
-    def map_records(self, method: str, seed: int) -> Fragments:
-        return self.maps_stages[method, seed].records()
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a training's log; a last line that a kill cut short is left out. Of a step logged twice (resumed) the later one counts."""
-    if not path.exists():
-        return
-    entries: dict[tuple[Any, bool], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        entries[entry.get("step"), any(name.startswith("val/") for name in entry)] = entry
-    yield from entries.values()
-
 
 def log_metrics(entry: dict[str, Any]) -> dict[str, float]:
     """A log line as MLflow metrics: train/<loss term>, train/lr, val/mAP."""
@@ -353,35 +342,3 @@ def log_metrics(entry: dict[str, Any]) -> dict[str, float]:
     if "lr" in entry:
         out["train/lr"] = float(entry["lr"])
     return out | {name: float(value) for name, value in entry.items() if name.startswith("val/") and isinstance(value, int | float)}
-
-
-@contextmanager
-def following(log: Path, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Shows a training's log as it grows, whoever writes it: the workers may be other processes."""
-    over = threading.Event()
-
-    def follow() -> None:
-        at = 0
-        while True:
-            last = over.wait(0.5)
-            if log.exists():
-                with open(log, "rb") as source:
-                    source.seek(at)
-                    for line in source.readlines():
-                        if not line.endswith(b"\n"):
-                            break
-                        at += len(line)
-                        try:
-                            report(json.loads(line))
-                        except json.JSONDecodeError:
-                            continue
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

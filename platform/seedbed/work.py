@@ -74,7 +74,7 @@ class LocaliseWork:
             if sample.labels is None:
                 raise UserError(f"{ident} has no class labels", field="labels", remedy="leave it out of data.map-split")
             seen = views(ident, sample.pixels(), scales=cam.scales, flip=cam.flip, long_side=cam.long_side or None)
-            batches = source.for_target(ident, sample.labels) if source is not None else None
+            batches = source.for_target(ident, sample.labels, self.settings[0].steps) if source is not None else None
             return maps_record(method.localise(model, seen, sample.labels, batches), time.perf_counter() - began)
 
         return localise

@@ -74,7 +74,7 @@ def _join(planes: list[np.ndarray]) -> bytes:
 def _split(content: bytes, n: int, shapes: list[list[int]], offset: int = 0) -> list[np.ndarray]:
     out = []
     for h, w in shapes:
-        out.append(np.frombuffer(content, "<f4", n * h * w, offset).reshape(n, h, w))
+        out.append(np.frombuffer(content, "<f4", n * h * w, offset).reshape(n, h, w).copy())
         offset += 4 * n * h * w
     return out
 

@@ -1,0 +1,51 @@
+"""The Ray Executor: per-image work over actors (`fanout.py`), training over workers (`train.py`), on the cluster of `cluster.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seedbed.artefacts import Stage
+from seedbed.local import ImageWork, Shown
+from seedbed.loop import Task
+from seedbed.pipeline import RunConfig
+from seedbed.runtime.cluster import Cluster, connect
+
+
+class RayExecutor:
+    """Same records as the local one, for any number of actors."""
+
+    def __init__(self, settings: RunConfig, cluster: Cluster) -> None:
+        self.settings, self.cluster = settings, cluster
+        self.device = cluster.device
+
+    def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
+        from seedbed.runtime.fanout import map_images_on_ray
+
+        return map_images_on_ray(
+            work,
+            ids,
+            stage,
+            actors=self.settings.actors,
+            device=self.device,
+            gpus_per_actor=self.cluster.gpus_per_actor,
+            threads=self.settings.threads,
+            commit_every=self.settings.commit_every,
+            progress=shown,
+        )
+
+    def train(self, task: Task, folder: Path, report: Any = None) -> None:
+        from seedbed.loop import follow
+        from seedbed.runtime.train import train_on_ray
+
+        with follow(folder, report):
+            train_on_ray(task, folder, workers=self.settings.workers, device=self.device, threads=self.settings.threads)
+
+
+@contextmanager
+def ray_executor(settings: RunConfig, out: Path) -> Iterator[RayExecutor]:
+    """Connects to Ray or starts one, and ends what it started."""
+    with connect(out, actors=settings.actors, workers=settings.workers, threads=settings.threads, device=settings.device) as cluster:
+        yield RayExecutor(settings, cluster)
