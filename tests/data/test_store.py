@@ -104,7 +104,7 @@ def test_bytes_are_views_of_the_file(make_store: MakeStore) -> None:
     held = [store[ident] for ident in store.ids()]
     total = sum(len(s.picture) for s in held)
     assert total > 200_000 and pa.total_allocated_bytes() - before < total / 50
-    assert all(s.picture.readonly for s in held if isinstance(s.picture, memoryview))
+    assert all(isinstance(s.picture, memoryview) and s.picture.readonly and s.picture[0] == 0xFF for s in held)
 
 
 def test_writing_needs_no_memory_for_the_whole(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Store:
 
     @cached_property
     def _row(self) -> dict[str, int]:
-        return {ident: row for row, ident in enumerate(self._index.ids)}
+        return dict(zip(self._index.ids, range(len(self)), strict=True))
 
     def __len__(self) -> int:
         return len(self._index.ids)
@@ -116,16 +116,12 @@ class Store:
         source = int(index.source[row])
         return StoredSample(
             id=ident,
-            picture=memoryview(picture[at].as_buffer()),
+            picture=_view(picture[at]),
             height=int(index.height[row]),
             width=int(index.width[row]),
             labels=index.labels[row] if index.labelled[row] else None,
             label_source=None if source < 0 else LABEL_SOURCES[source],
-            masks={
-                kind: memoryview(column[at].as_buffer())
-                for kind, column in zip(self.info.mask_kinds, masks, strict=True)
-                if column[at].is_valid
-            },
+            masks={kind: _view(column[at]) for kind, column in zip(self.info.mask_kinds, masks, strict=True) if column[at].is_valid},
             store=self.path,
             crc32={name: int(crc[row]) for name, crc in index.crc32.items()},
         )
@@ -215,13 +211,15 @@ class Store:
         return f"{' and '.join(wrong)}: other bytes than were written (checksum)" if wrong else None
 
     def _row_of(self, ident: str) -> int:
-        try:
-            return self._row[ident]
-        except KeyError:
-            raise UserError(f"the store has no sample {ident!r}", file=self.path, field="id", remedy="name an id of the store") from None
+        return int(self._rows([ident])[0])
 
     def _rows(self, ids: Sequence[str]) -> np.ndarray:
-        return np.fromiter((self._row_of(ident) for ident in ids), np.int64, count=len(ids))
+        try:
+            return np.fromiter(map(self._row.__getitem__, ids), np.int64, count=len(ids))
+        except KeyError as error:
+            raise UserError(
+                f"the store has no sample {error.args[0]!r}", file=self.path, field="id", remedy="name an id of the store"
+            ) from None
 
     def _columns(self, file: int, batch: int) -> list[Any]:
         """Picture and mask columns of one batch, as views of the mapped file."""
@@ -247,6 +245,10 @@ def _open_remote(uri: str, cache: str | None) -> Store:
     store = Store(bring(uri, None if cache is None else Path(cache)))
     store.remote = (uri, cache)
     return store
+
+
+def _view(scalar: Any) -> memoryview:
+    return memoryview(scalar.as_buffer()).cast("B")  # Arrow's own are of signed bytes
 
 
 def _reopen(address: str | tuple[str, str | None], checksum: str) -> Store:
