@@ -19,6 +19,7 @@ from pathlib import Path
 from seedbed.data import open_store
 from seedbed.data.card import Card
 from seedbed.data.doctor import Report, examine_devkit, prepare
+from seedbed.progress import Progress
 from seedbed.types import UserError
 
 CARD = Path(__file__).resolve().with_name("card.toml")
@@ -50,10 +51,10 @@ def main(arguments: list[str]) -> int:
     given = parse(arguments)
     if given.devkit is None:
         return check_store(given.out)
-    card = Card.read(CARD)
+    card, how = Card.read(CARD), {"difficult": given.difficult, "workers": given.workers, "progress": Progress()}
     if given.check:
-        return told(examine_devkit(given.devkit, card, difficult=given.difficult, workers=given.workers))
-    report = prepare(given.devkit, card, Path(given.out), difficult=given.difficult, workers=given.workers)
+        return told(examine_devkit(given.devkit, card, **how))
+    report = prepare(given.devkit, card, Path(given.out), **how)
     status = told(report)
     size = sum(path.stat().st_size for path in Path(given.out).iterdir())
     print(f"store: {given.out} ({len(open_store(given.out)):,} pictures, {size / 1e6:,.0f} MB, {report.seconds:.1f} s)")
@@ -84,13 +85,19 @@ def check_store(path: str) -> int:
     return 0
 
 
+def refused(error: OSError) -> str:
+    """What the file system says, in the documented form."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return UserError(what, file=error.filename, remedy="see that the file is there, and that you may read it").text()
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
+    except (UserError, OSError) as error:
         if os.environ.get("SEEDBED_DEBUG") == "1":
             traceback.print_exc()
-        print(error.text(), file=sys.stderr)
+        print(error.text() if isinstance(error, UserError) else refused(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

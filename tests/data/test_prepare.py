@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import os
@@ -67,11 +68,14 @@ def test_whole_way(mini_devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_from_anywhere_as_a_program(mini_devkit: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--devkit", str(mini_devkit), "--check", "--out", "unused"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0 and "subset" in run.stdout and not run.stderr and not (tmp_path / "unused").exists()
+    assert run.returncode == 0 and "subset" in run.stdout and "13 pictures" in run.stderr and not (tmp_path / "unused").exists()
     run = subprocess.run(
         [sys.executable, str(SCRIPT), "--devkit", "nowhere", "--check"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 2 and run.stderr.startswith("error: ") and "  remedy: " in run.stderr and "Traceback" not in run.stderr
+    long = [sys.executable, str(SCRIPT), "--devkit", "x" * 400, "--check"]
+    run = subprocess.run(long, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and "File name too long" in run.stderr and "remedy:" in run.stderr and "Traceback" not in run.stderr
     run = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 2 and "--devkit" in run.stderr
 
@@ -132,6 +136,14 @@ def test_unusual_pictures(mini_devkit: Path, root: Path, tmp_path: Path, mode: s
     changed.save(path, "JPEG", progressive=mode == "progressive")
     assert call("--devkit", mini_devkit, "--out", tmp_path / "store") == 0
     assert open_store(tmp_path / "store")[TRAIN[0]].pixels().shape == (24, 40, 3)
+
+
+def test_whole_set_is_called_none(mini_devkit: Path) -> None:
+    card = dataclasses.replace(CARD, name="MADE", splits={"train": 6, "val": 4, "trainval": 10, "trainaug": 9})
+    report = doctor.examine_devkit(mini_devkit, card)
+    assert not report.subset and "subset" not in report.text() and not report.notes
+    beyond = doctor.examine_devkit(mini_devkit, dataclasses.replace(card, splits={"train": 5}))
+    assert beyond.notes == ["train has more pictures than were published: 6 of 5"]
 
 
 # --- notes: not wrong enough to leave anything out -------------------------------------------------

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_devkit import overwrite
 
-from seedbed.data import DataConfig, Store, StoreInfo, StoreWriter, open_store, writer
+from seedbed.data import DataConfig, Store, StoreInfo, StoreWriter, open_store, store_files, writer
 from seedbed.data.settings import evenly
 from seedbed.data.store_format import FORMAT, INDEX, color_map, metadata_crc
 from seedbed.types import Sample, UserError
@@ -315,11 +315,12 @@ def test_a_crash_between_the_renames_keeps_the_old_store(make_store: MakeStore, 
     assert len(list(old.path.iterdir())) == 2
 
 
-def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+@pytest.mark.parametrize("when", ["records", "end"])
+def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(*((store_files.SampleFile, "take") if when == "records" else (os, "fsync")), full)
     with pytest.raises(UserError, match="No space left"), StoreWriter(tmp_path / "store", StoreInfo("made", ("a",))) as out:
         out.add(Sample("p", b"picture", 1, 1, None, None))
     assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+import contextlib
 import os
 import time
 from collections import Counter, defaultdict, deque
@@ -14,32 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from seedbed.data import voc
 from seedbed.data.card import Card
+from seedbed.data.examine import Examined, examine
 from seedbed.data.store import StoreInfo, StoreWriter
-from seedbed.types import IGNORE, Sample, UserError
+from seedbed.types import UserError
 
-MAX_PIXELS = 64 << 20
 SHOWN = 5
-
-
-@dataclass
-class Examined:
-    """One sample as it was found: whole, or with the reason why it is set aside."""
-
-    id: str
-    sample: Sample | None = None
-    reason: str = ""
-    digest: bytes = b""
-    """SHA-256 of the picture's file."""
-    without_pixels: tuple[int, ...] = ()
-    """Labelled classes that no mask shows."""
-    without_label: tuple[int, ...] = ()
-    """Classes that a mask shows and the label lacks."""
 
 
 @dataclass
@@ -82,17 +64,21 @@ class Report:
         return "\n".join(lines)
 
 
-def examine_devkit(folder: Path, card: Card, *, difficult: voc.Difficult = "present", workers: int | None = None) -> Report:
-    """The doctor's report; writes nothing."""
-    return _walk(folder, card, difficult, workers, None)
+def examine_devkit(
+    folder: Path, card: Card, *, difficult: voc.Difficult = "present", workers: int | None = None, progress: Any = None
+) -> Report:
+    """The doctor's report; writes nothing. `progress` shows how far it is (`seedbed.progress.Progress`)."""
+    return _walk(folder, card, difficult, workers, progress, None)
 
 
-def prepare(folder: Path, card: Card, out: Path, *, difficult: voc.Difficult = "present", workers: int | None = None) -> Report:
+def prepare(
+    folder: Path, card: Card, out: Path, *, difficult: voc.Difficult = "present", workers: int | None = None, progress: Any = None
+) -> Report:
     """A devkit to a sample store at `out`, with the doctor's report. UserError where nothing useful could be written; then nothing is."""
-    return _walk(folder, card, difficult, workers, out)
+    return _walk(folder, card, difficult, workers, progress, out)
 
 
-def _walk(folder: Path, card: Card, difficult: voc.Difficult, workers: int | None, out: Path | None) -> Report:
+def _walk(folder: Path, card: Card, difficult: voc.Difficult, workers: int | None, progress: Any, out: Path | None) -> Report:
     began = time.perf_counter()
     root = voc.find_devkit(folder)
     lists = voc.read_lists(root)
@@ -105,15 +91,23 @@ def _walk(folder: Path, card: Card, difficult: voc.Difficult, workers: int | Non
         return examine(root, ident, card.classes, labels, labelled=ident not in secret)
 
     facts = _Facts(report)
+
+    def findings() -> Iterator[Examined]:
+        with progress.stage("devkit", total=len(ids)) if progress is not None else contextlib.nullcontext() as line:
+            for found in _ahead(look, ids, workers):
+                facts.add(found)
+                if line is not None:
+                    line.advance(int(found.sample is not None), int(found.sample is None))
+                yield found
+
     if out is None:
-        for found in _ahead(look, ids, workers):
-            facts.add(found)
+        for _ in findings():
+            pass
         facts.finish(ids, labels)
     else:
         info = StoreInfo(card.name, card.classes, card.licence, card.palette, tuple(voc.MASK_FOLDERS), card=dict(card.splits))
         with StoreWriter(out, info) as writer:
-            for found in _ahead(look, ids, workers):
-                facts.add(found)
+            for found in findings():
                 if found.sample is not None:
                     writer.add(found.sample)
             facts.finish(ids, labels)
@@ -126,74 +120,6 @@ def _walk(folder: Path, card: Card, difficult: voc.Difficult, workers: int | Non
             )
     report.seconds = time.perf_counter() - began
     return report
-
-
-def examine(root: Path, ident: str, classes: Sequence[str], labels: voc.ClassLabels, *, labelled: bool = True) -> Examined:
-    """Reads, decodes and compares one sample. `labelled` False: a picture whose class labels are nobody's business (the test split)."""
-    try:
-        content = voc.read_file(root, f"JPEGImages/{ident}.jpg")
-        height, width = _decoded_size(content, f"JPEGImages/{ident}.jpg")
-        masks: dict[str, bytes | memoryview] = {}
-        shown = np.zeros(len(classes), bool)
-        for kind, folder in voc.MASK_FOLDERS.items():
-            relative = f"{folder}/{ident}.png"
-            if os.path.lexists(root / relative):
-                mask = voc.read_file(root, relative)
-                shown |= _classes_shown(mask, relative, (height, width), len(classes))
-                masks[kind] = mask
-        found = labels.of(ident) if labelled else None
-        if found is None and labelled and masks:
-            found = shown.astype(np.uint8), "masks"
-    except ValueError as error:
-        return Examined(ident, reason=str(error))
-    vector, source = found or (None, None)
-    sample = Sample(ident, content, height, width, vector, source, masks)
-    examined = Examined(ident, sample, digest=hashlib.sha256(content).digest())
-    if vector is not None and masks:
-        examined.without_pixels = tuple(int(i) for i in np.flatnonzero((vector == 1) & ~shown))
-        examined.without_label = tuple(int(i) for i in np.flatnonzero((vector == 0) & shown))
-    return examined
-
-
-def _decoded_size(content: bytes, relative: str) -> tuple[int, int]:
-    """Height and width of a picture that decodes to its end."""
-    with _opened(content, relative, ("JPEG", "PNG")) as picture:
-        _decode(picture, relative)
-        return picture.height, picture.width
-
-
-def _classes_shown(content: bytes, relative: str, size: tuple[int, int], classes: int) -> np.ndarray:
-    """(c,) bool, classes that the mask has pixels of; ValueError for a mask of another size or kind, or with values that are no class."""
-    with _opened(content, relative, ("PNG",)) as mask:
-        if (mask.height, mask.width) != size:
-            raise ValueError(f"{relative} is {mask.width} x {mask.height}, the picture {size[1]} x {size[0]}")
-        if mask.mode not in ("P", "L"):
-            raise ValueError(f"{relative} has mode {mask.mode}: a mask holds class numbers (a palette or one byte a pixel), not colors")
-        _decode(mask, relative)
-        counts = np.array(mask.histogram()[:256])
-    strange = [v for v in np.flatnonzero(counts) if v > classes and v != IGNORE]
-    if strange:
-        named = ", ".join(f"{v} ({counts[v]:,} pixels)" for v in strange[:SHOWN])
-        raise ValueError(f"{relative} has values that are no class: {named}; masks hold 0 to {classes}, and {IGNORE} for void")
-    return counts[1 : classes + 1] > 0
-
-
-def _opened(content: bytes, relative: str, formats: tuple[str, ...]) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(content), formats=formats)
-    except Exception as error:  # whatever a decoder makes of bytes that are no picture
-        raise ValueError(f"{relative} is no {' or '.join(formats)} picture ({len(content):,} bytes)") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(f"{relative} claims {picture.width:,} x {picture.height:,} pixels")
-    return picture
-
-
-def _decode(picture: Image.Image, relative: str) -> None:
-    try:
-        picture.load()
-    except Exception as error:
-        what = "is truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "is damaged"
-        raise ValueError(f"{relative} {what} ({str(error) or type(error).__name__})") from error
 
 
 class _Facts:

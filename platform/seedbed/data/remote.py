@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from seedbed.data.store_files import read_index
 from seedbed.data.store_format import INDEX
 from seedbed.types import UserError
 
@@ -80,8 +81,6 @@ class _Source:
 
 
 def _copy(source: _Source, index: bytes, target: Path) -> None:
-    from seedbed.data.store import read_index
-
     beside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed: the lock is ours
     beside.mkdir()

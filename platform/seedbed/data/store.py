@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
 from seedbed.data.settings import DataConfig
-from seedbed.data.store_format import FORMAT, INDEX, LABEL_SOURCES, Index, StoreInfo, metadata_crc
+from seedbed.data.store_files import BROKEN, PREPARE, map_file, read_index, refuse_damaged
+from seedbed.data.store_format import LABEL_SOURCES, StoreInfo
 from seedbed.data.writer import StoreWriter
 from seedbed.types import Sample, UserError
 
 __all__ = ["DataConfig", "Store", "StoreInfo", "StoreWriter", "open_store"]
-
-PREPARE = "python datasets/voc2012/prepare.py --devkit DIR --out STORE"
-_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 def open_store(path: str | Path, cache: Path | str | None = None) -> Store:
@@ -78,7 +76,7 @@ class Store:
         self.remote: tuple[str, str | None] | None = None
         """Address and cache, where the store was brought from elsewhere: another node brings its own copy."""
         self.info, self._index, self.checksum = read_index(self.path)
-        self._maps = [_map_file(self.path / entry["name"], entry) for entry in self.info.files]
+        self._maps = [map_file(self.path / entry["name"], entry) for entry in self.info.files]
         self._readers: list[pa.ipc.RecordBatchFileReader | None] = [None] * len(self._maps)
         self._batches: dict[tuple[int, int], list[pa.Array | None]] = {}
         self._lock = threading.Lock()
@@ -233,8 +231,8 @@ class Store:
                     records = reader.get_batch(batch)
                     records.validate(full=True)  # offsets only: a damaged one must not reach outside the mapping
                     found = [records.column(name) for name in ("picture", *(f"mask:{kind}" for kind in self.info.mask_kinds))]
-                except _BROKEN as error:
-                    _damaged(self.path / self.info.files[file]["name"], f"batch {batch} can't be read: {error}", error)
+                except BROKEN as error:
+                    refuse_damaged(self.path / self.info.files[file]["name"], f"batch {batch} can't be read: {error}", error)
                 self._batches[file, batch] = found
         return found
 
@@ -261,74 +259,3 @@ def _reopen(address: str | tuple[str, str | None], checksum: str) -> Store:
             remedy="start the run again",
         )
     return store
-
-
-def read_index(path: Path) -> tuple[StoreInfo, Index, str]:
-    """What a store says of itself, its index, and the checksum of that; UserError where it is not as it was written."""
-    file = path / INDEX
-    if not file.is_file():
-        _refuse(path)
-    try:
-        mapped = pa.memory_map(str(file))
-        reader = pa.ipc.open_file(mapped)
-        metadata = dict(reader.schema.metadata or {})
-        version = int(metadata.get(b"version", b"0"))
-    except _BROKEN as error:
-        _damaged(file, "its index can't be read", error)
-    if version > FORMAT:
-        raise UserError(
-            f"{path} has store format {version}, this Seedbed reads up to {FORMAT}",
-            file=path,
-            field="--data.store",
-            remedy=f"update Seedbed, or make the store again: {PREPARE}",
-        )
-    try:
-        if metadata_crc(metadata) != int(metadata[b"metadata_crc32"]):
-            raise ValueError("checksum of the metadata")
-        front = mapped.read_at(8 + reader.schema.serialize().size, 0)  # the schema stands at both ends; the reader looks at the second
-        if front[:8] != b"ARROW1\0\0" or not pa.ipc.read_schema(pa.py_buffer(front[8:])).equals(reader.schema, check_metadata=True):
-            raise ValueError("it begins with other bytes than were written")
-        info = StoreInfo.from_metadata(metadata)
-        batch = reader.get_batch(0)
-        batch.validate(full=True)
-        index = Index.from_batch(batch, info)
-        if index.crc() != int(metadata[b"rows_crc32"]):
-            raise ValueError("checksum of the rows")
-    except _BROKEN as error:
-        _damaged(file, f"its index is not as it was written ({error})", error)
-    return info, index, metadata[b"rows_sha256"].decode()
-
-
-def _map_file(path: Path, entry: Any) -> pa.MemoryMappedFile:
-    try:
-        mapped = pa.memory_map(str(path))
-    except OSError as error:
-        _damaged(path, f"{path.name} is missing or can't be opened", error)
-    size = mapped.size()
-    if size != entry["bytes"]:
-        _damaged(path, f"{path.name} has {size:,} bytes of {entry['bytes']:,}")
-    if zlib.crc32(mapped.read_at(entry["tail"], size - entry["tail"]), zlib.crc32(mapped.read_at(entry["head"], 0))) != entry["edges"]:
-        _damaged(path, f"{path.name} begins or ends with other bytes than were written")
-    return mapped
-
-
-def _damaged(file: Path, what: str, cause: BaseException | None = None) -> NoReturn:
-    raise UserError(
-        f"the store {file.parent} is damaged: {what}",
-        file=file,
-        field="--data.store",
-        remedy=f"copy it again, or make it again: {PREPARE}",
-    ) from cause
-
-
-def _refuse(path: Path) -> NoReturn:
-    """There is no index: say what is there instead."""
-    if not path.exists():
-        what = f"there is no sample store {path}"
-    elif path.is_file():
-        what = f"{path} is a file, not a sample store"
-    elif (path / "JPEGImages").is_dir() or (path / "VOC2012").is_dir():
-        what = f"{path} is a devkit, not a sample store"
-    else:
-        what = f"{path} is no sample store: it has no {INDEX}"
-    raise UserError(what, file=path, field="--data.store", remedy=f"make one with: {PREPARE}")

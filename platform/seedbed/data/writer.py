@@ -11,12 +11,13 @@ import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from seedbed.data.store_files import SampleFile, sync, sync_folder
 from seedbed.data.store_format import INDEX, LABEL_SOURCES, Index, StoreInfo, sample_schema
 from seedbed.types import Sample, UserError
 
@@ -42,7 +43,7 @@ class StoreWriter:
         self._splits: dict[str, list[str]] = {}
         self._pending: list[dict[str, Any]] = []
         self._pending_bytes = 0
-        self._file: _SampleFile | None = None
+        self._file: SampleFile | None = None
         self._files: list[dict[str, Any]] = []
         self._batch = 0
         with self._disk():
@@ -105,7 +106,7 @@ class StoreWriter:
             with open(self._folder / INDEX, "wb") as sink:
                 with pa.ipc.new_file(sink, batch.schema) as writer:
                     writer.write_batch(batch)
-                _sync(sink)
+                sync(sink)
             self._move_into_place()
         return self.path
 
@@ -155,7 +156,7 @@ class StoreWriter:
             return
         with self._disk():
             if self._file is None:
-                self._file = _SampleFile(self._folder / f"samples-{len(self._files):05d}.new", self._schema)
+                self._file = SampleFile(self._folder / f"samples-{len(self._files):05d}.new", self._schema)
             self._file.write(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
         self._pending, self._pending_bytes = [], 0
         self._batch += 1
@@ -178,8 +179,8 @@ class StoreWriter:
                 if old.name not in names:
                     old.unlink(missing_ok=True)
             shutil.rmtree(self._folder, ignore_errors=True)
-        _sync_folder(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path)
+        sync_folder(self.path.parent)
 
     @contextlib.contextmanager
     def _disk(self) -> Any:
@@ -198,64 +199,6 @@ class StoreWriter:
             raise
 
 
-class _SampleFile:
-    """One `samples-*.arrow` in the making; named by its content when it is closed."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path, self._schema = path, schema
-        self._sink: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by close or abort)
-        self._crc = 0
-        self.bytes = 0
-        self.closed = False
-        self._writer = pa.ipc.new_file(pa.PythonFile(_Counted(self), mode="w"), schema)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
-
-    def take(self, data: Any) -> int:
-        self._crc = zlib.crc32(data, self._crc)
-        self.bytes += len(data)
-        return self._sink.write(data)
-
-    def close(self, number: int) -> dict[str, Any]:
-        records_end = self.bytes
-        self._writer.close()
-        head, tail = 8 + self._schema.serialize().size, self.bytes - records_end
-        _sync(self._sink)
-        self._sink.close()
-        name = f"samples-{number:05d}-{self._crc:08x}.arrow"
-        os.rename(self._path, self._path.with_name(name))
-        with open(self._path.with_name(name), "rb") as written:
-            edges = zlib.crc32(written.read(head))
-            written.seek(records_end)
-            edges = zlib.crc32(written.read(), edges)
-        return {"name": name, "bytes": self.bytes, "crc32": self._crc, "head": head, "tail": tail, "edges": edges}
-
-    def abort(self) -> None:
-        self._sink.close()
-
-
-class _Counted:
-    """What Arrow writes to: passes bytes on and keeps their checksum."""
-
-    closed = False
-
-    def __init__(self, file: _SampleFile) -> None:
-        self._file = file
-
-    def write(self, data: Any) -> int:
-        return self._file.take(data)
-
-    def tell(self) -> int:
-        return self._file.bytes
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def _stacked(digests: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
@@ -267,17 +210,3 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a folder with other content" if path.is_dir() else "a file"
         raise UserError(f"{path} is {what}", file=path, field="--out", remedy="name a folder that does not exist yet, or an existing store")
-
-
-def _sync(sink: IO[bytes]) -> None:
-    sink.flush()
-    os.fsync(sink.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some network file systems refuse it
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
