@@ -160,7 +160,8 @@ def test_killed_driver_is_marked_and_others_are_not(out: Path, tmp_path: Path) -
     again.start("e", "again", {}, {})
     status = {r.info.run_name: r.info.status for r in runs(out)}
     assert status == {"alive": "RUNNING", "killed": "KILLED", "maps": "KILLED", "again": "RUNNING"}
-    again.end(), alive.end()
+    again.end()
+    alive.end()
     assert {r.info.status for r in runs(out)} == {"KILLED", "FINISHED"}
 
 
@@ -327,7 +328,8 @@ def test_server_down_from_the_start(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_server_killed_in_mid_run_and_back_at_the_end(tmp_path: Path, port: int) -> None:
     servers = [serve(tmp_path / "server", port)]
-    uri, out, said = f"http://127.0.0.1:{port}", tmp_path / "out", []
+    uri, out = f"http://127.0.0.1:{port}", tmp_path / "out"
+    said: list[str] = []
     try:
 
         class Tracker(MlflowTracker):

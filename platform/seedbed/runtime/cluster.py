@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -71,12 +72,16 @@ def connect(
         yield _survey(out, actors, workers, threads, device, deadline, say, own=False)
         return
     _start(address, max(actors, workers) * threads + 1, device)
+    session = _session_folder() if address is None else None
     try:
         yield _survey(out, actors, workers, threads, device, deadline, say, own=address is None)
+    except BaseException:
+        session = None  # what Ray's processes wrote may say why
+        raise
     finally:
-        with suppress(Exception):
-            _release(ray)
         ray.shutdown()
+        if session is not None and not os.environ.get("SEEDBED_DEBUG"):
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def prepare_environment(own: bool) -> None:
@@ -188,9 +193,8 @@ def _start(address: str | None, cpus: int, device: str) -> None:
             with quiet_stderr():
                 ray.init(address=address, **quiet)
         except Exception as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"can't join the Ray cluster at {address}: {first}",
+                f"can't join the Ray cluster at {address}: {_first_line(error)}",
                 field="RAY_ADDRESS",
                 remedy="use the same versions of Python and Ray on every node (ray_cluster.yaml installs them), or unset RAY_ADDRESS",
             ) from error
@@ -200,8 +204,28 @@ def _start(address: str | None, cpus: int, device: str) -> None:
         import torch
 
         gpus = torch.cuda.device_count()
-    with quiet_stderr():
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+    try:
+        with quiet_stderr():
+            ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+    except Exception as error:
+        raise UserError(
+            f"Ray can't be started on this machine: {_first_line(error)}",
+            field="--run.executor",
+            remedy="say --run.executor local, which needs no Ray; SEEDBED_DEBUG=1 shows Ray's own messages",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _session_folder() -> str | None:
+    """Folder of the own Ray's logs and sockets; megabytes that nobody reads after a run that went well."""
+    import ray
+
+    with suppress(Exception):  # not a public interface
+        return str(ray._private.worker._global_node.get_session_dir_path())
+    return None
 
 
 def refuse_missing_cuda(device: str) -> None:
@@ -235,6 +259,7 @@ def _survey(
     training = {"CPU": float(threads), **({"GPU": 1.0} if resolved == "cuda" else {})}
     imaging = {"CPU": float(threads), **({"GPU": share} if share else {})}
     if not own:
+        # Actors may come one after the other, training workers only together.
         await_resources([imaging], [imaging] * actors, deadline, say)
         await_resources([training] * workers, [training] * workers, deadline, say)
     nodes = look_at_nodes(out)
@@ -305,6 +330,7 @@ def await_resources(
             told = now
             say(f"still waiting for {len(wanted)} x ({text}), {now - begin:.0f} s; {len(totals)} nodes are there")
         time.sleep(poll)
+    request_resources(bundles=[])  # from here on the stages' own demand keeps them
     say(f"nodes are there after {time.monotonic() - begin:.0f} s")
 
 
@@ -320,13 +346,6 @@ def _alive_totals() -> list[dict[str, float]]:
     import ray
 
     return [{k: v for k, v in n["Resources"].items() if k in ("CPU", "GPU")} for n in ray.nodes() if n["Alive"]]
-
-
-def _release(ray: Any) -> None:
-    if len(ray.nodes()) > 1:
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=[])
 
 
 def look_at_nodes(out: Path) -> int:
@@ -382,7 +401,7 @@ def refuse_node(name: str, out: Path, view: Mapping[str, Any]) -> None:
             remedy="give a folder on a file system that every node mounts at the same path (docs/cluster.md)",
         )
     for what in ("seedbed", "torch"):
-        if view[what] != mine[what]:
+        if view[what].partition("+")[0] != mine[what].partition("+")[0]:  # 2.13.0 and 2.13.0+cu126 are one version
             raise UserError(
                 f"node {name} has {what} {view[what]}, the driver has {mine[what]}",
                 field="node",

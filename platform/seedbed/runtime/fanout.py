@@ -51,7 +51,8 @@ def map_images_on_ray(
     A picture that raises is set aside with its reason, one that ends its process after `CRASHES` such ends; UserErrors of `work.open()`
     and of the disk end the run.
     """
-    return _FanOut(work, stage, actors, gpus_per_actor if device == "cuda" else 0.0, threads, commit_every, progress).run(ids)
+    gpus = gpus_per_actor if device == "cuda" and not work.light else 0.0  # light work runs no network
+    return _FanOut(work, stage, actors, gpus, threads, commit_every, progress).run(ids)
 
 
 class _FanOut:
