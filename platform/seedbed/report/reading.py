@@ -132,7 +132,7 @@ def notes(study: StudyResult) -> list[str]:
     elif scratch:
         found.append("The networks start from scratch, without ImageNet weights: these scores are not comparable with a paper's.")
     if any(r.get("subset") for r in records):
-        found.append("The dataset is a subset of the published one: its scores are not those of the whole.")
+        found.append("Only a subset of the dataset was scored: these are not the scores of the whole.")
     seeds = {row["seed"] for row in _scored(study, "mIoU")}
     if len(seeds) == 1 and len(records) > 1:
         found.append("One random seed: nothing is known of the spread. Repeat with --seeds 3.")
