@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from seedbed import loop
 from seedbed.optim import PolySGD
 from seedbed.types import Batch, StepOutput, UserError
-from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, plain: bool) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
         self.conv = nn.Conv2d(8, 12, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(12)
-        self.drop = nn.Dropout(0.2)
+        self.norm = nn.Identity() if plain else nn.BatchNorm2d(12)
+        self.drop = nn.Dropout(0.0 if plain else 0.2)
         self.classifier = nn.Conv2d(12, 4, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,6 +52,8 @@ class TinyTask:
     die_always: int = -1
     """Step at which every worker is killed, every time."""
     left_out: str = ""
+    plain: bool = False
+    """Neither batch norm nor dropout."""
     set_aside: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> None:
@@ -61,7 +64,7 @@ class TinyTask:
         return f"tiny {self.seed} {self.steps} {self.lr}"
 
     def build(self) -> nn.Module:
-        return Net()
+        return Net(self.plain)
 
     def optimizer(self, model: Net, steps: int) -> PolySGD:
         groups = [{"params": [*model.conv.parameters(), *model.norm.parameters()], "weight_decay": 1e-3}]

@@ -5,9 +5,22 @@ makes it with Ray). All of them leave `folder/weights.pt`, a plain state diction
 """
 
 from seedbed.loop.local import train_locally
-from seedbed.loop.parallel import data_parallel, persist
+from seedbed.loop.parallel import WorkerLost, backend_for, data_parallel, persist
 from seedbed.loop.record import follow, read_log
 from seedbed.loop.run import train
 from seedbed.loop.task import Pace, Task, TrainingDiverged, share
 
-__all__ = ["Pace", "Task", "TrainingDiverged", "data_parallel", "follow", "persist", "read_log", "share", "train", "train_locally"]
+__all__ = [
+    "Pace",
+    "Task",
+    "TrainingDiverged",
+    "WorkerLost",
+    "backend_for",
+    "data_parallel",
+    "follow",
+    "persist",
+    "read_log",
+    "share",
+    "train",
+    "train_locally",
+]

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,8 +25,15 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """Written beside, fsync, rename: a kill leaves the old file or the new one. Loadable with weights_only=True."""
     sink = io.BytesIO()
     torch.save(dict(content), sink)
+    with on_disk(path):
+        write_atomically(path, cast("bytes", sink.getbuffer()))  # no second copy in memory
+
+
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """What the disk refuses is for the user to mend."""
     try:
-        write_atomically(path, sink.getbuffer())  # type: ignore[arg-type]
+        yield
     except OSError as error:
         for left in path.parent.glob(f".{path.name}.*.tmp"):
             left.unlink(missing_ok=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from seedbed.loop.record import Report, follow
 from seedbed.loop.run import train
 from seedbed.loop.task import Task
 from seedbed.types import UserError
+
+WORKER = "from seedbed.loop.local import work; work()"
 
 
 def train_locally(
@@ -36,48 +36,42 @@ def train_locally(
         return
     with follow(folder, report):
         attempt = partial(_group, task, folder, workers, device, threads)
-        persist(attempt, folder, (WorkerLost,), say=lambda text: print(text, file=sys.stderr))
+        persist(attempt, folder, lambda text: print(text, file=sys.stderr, flush=True))
 
 
 def _group(task: Task, folder: Path, workers: int, device: str, threads: int) -> None:
-    """Starts the workers and waits for all of them; the first error ends the others and is raised here."""
-    context = multiprocessing.get_context("spawn")
+    """Starts the workers and waits for all of them; the first error ends the others and is raised here.
+
+    Plain processes, not multiprocessing's: those would run the study's script again, which need not be written for that.
+    """
     with tempfile.TemporaryDirectory() as meeting:
-        processes, pipes = [], []
-        for rank in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (rank, workers, task, folder, device, threads, f"file://{meeting}/rendezvous", theirs, os.getpid())
-            process = context.Process(target=_worker, args=arguments, name=f"train-{rank}", daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            pipes.append(ours)
-        failed = True
+        Path(meeting, "task").write_bytes(pickle.dumps((sys.path, pickle.dumps((task, folder, device, threads)))))
+        command = [sys.executable, "-c", WORKER, meeting, str(workers), str(os.getpid())]
+        processes = [subprocess.Popen([*command, str(rank)], stdin=subprocess.DEVNULL) for rank in range(workers)]
         try:
-            _await(dict(zip(pipes, processes, strict=True)))
-            failed = False
+            _await(processes, Path(meeting))
         finally:
             for process in processes:
-                process.join(timeout=0.0 if failed else 60.0)
-                if process.is_alive():
-                    process.kill()
-                process.join()
+                process.kill()  # no harm to one that has ended
+                process.wait()
 
 
-def _await(waiting: dict[Connection, Any]) -> None:
+def _await(processes: list[subprocess.Popen[bytes]], meeting: Path) -> None:
     """Returns when every worker is done. When one fails the others soon fail for its sake: of what comes within two seconds, an error
     that a user can mend is raised first, then the loss of a worker, then any other error."""
+    waiting = dict(enumerate(processes))
     errors: list[BaseException] = []
     until: float | None = None
     while waiting and (until is None or time.monotonic() < until):
-        for pipe in wait(list(waiting), timeout=None if until is None else max(until - time.monotonic(), 0)):
-            assert isinstance(pipe, Connection)
-            process = waiting.pop(pipe)
-            try:
-                error = pipe.recv()
-            except EOFError:
-                process.join()
-                error = WorkerLost(f"{process.name} ended with status {process.exitcode}")
+        time.sleep(0.05)
+        for rank, process in list(waiting.items()):
+            if process.poll() is None:
+                continue
+            del waiting[rank]
+            answer = meeting / f"answer-{rank}"
+            error = (
+                pickle.loads(answer.read_bytes()) if answer.exists() else WorkerLost(f"worker {rank} ended with status {process.poll()}")
+            )
             if error is not None:
                 errors.append(error)
                 until = until or time.monotonic() + 2
@@ -87,41 +81,47 @@ def _await(waiting: dict[Connection, Any]) -> None:
                 raise error
 
 
-def _worker(
-    rank: int, world: int, task: Task, folder: Path, device: str, threads: int, rendezvous: str, pipe: Connection, parent: int
-) -> None:
-    import torch
-    import torch.distributed as dist
-
+def work() -> None:
+    """A worker's process, from its command line: meeting place, number of workers, the driver's process, own rank."""
+    meeting, world, parent, rank = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if device == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-        torch.cuda.set_device(device)
-    shared_gpu = device.startswith("cuda") and world > torch.cuda.device_count()  # which nccl refuses
-    error: Any = None
+    sys.path[:], content = pickle.loads((meeting / "task").read_bytes())
+    error: BaseException | None = None
     try:
-        dist.init_process_group("gloo" if shared_gpu else backend_for(device), init_method=rendezvous, rank=rank, world_size=world)
-        train(task, folder, rank=rank, world=world, device=device, threads=threads, synchronise=data_parallel)
+        _train(meeting, rank, world, *pickle.loads(content))
     except BaseException as raised:
         raised.add_note(f"in training worker {rank}:\n{traceback.format_exc()}")
         error = raised
-    with contextlib.suppress(BrokenPipeError):
-        pipe.send(_sendable(error))
-    pipe.close()
-    if error is None:
-        dist.destroy_process_group()
-    else:
-        os._exit(1)  # the others wait in a collective: they are ended by the parent
+    answer = meeting / f".answer-{rank}"
+    answer.write_bytes(_pickled(error))
+    answer.rename(meeting / f"answer-{rank}")
+    os._exit(0 if error is None else 1)  # the others may wait for this one in a collective: no farewells
 
 
-def _sendable(error: BaseException | None) -> BaseException | None:
+def _train(meeting: Path, rank: int, world: int, task: Task, folder: Path, device: str, threads: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = backend_for(device)
+    if device == "cuda":
+        gpus = torch.cuda.device_count()
+        device = f"cuda:{rank % gpus}"
+        torch.cuda.set_device(device)
+        backend = backend if world <= gpus else "gloo"  # nccl refuses two workers on one GPU
+    dist.init_process_group(backend, init_method=f"file://{meeting}/rendezvous", rank=rank, world_size=world)
+    train(task, folder, rank=rank, world=world, device=device, threads=threads, synchronise=data_parallel)
+
+
+def _pickled(error: BaseException | None) -> bytes:
     try:
-        pickle.loads(pickle.dumps(error))
+        content = pickle.dumps(error)
+        pickle.loads(content)
+        return content
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}\n" + "\n".join(getattr(error, "__notes__", ())))
-    return error
+        notes: Any = getattr(error, "__notes__", ())
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}\n" + "\n".join(notes)))
 
 
 def _end_with(parent: int) -> None:

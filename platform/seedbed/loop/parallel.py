@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ RESTARTS = 3
 
 
 class WorkerLost(Exception):
-    """A worker ended without an answer."""
+    """A worker ended without an answer, or with one that says so."""
 
 
 def backend_for(device: str) -> str:
@@ -33,15 +33,14 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     from torch.nn.parallel import DistributedDataParallel
 
-    parallel = DistributedDataParallel(module)
-    parallel.register_comm_hook(None, _mean_in_rank_order)
+    parallel: Any = DistributedDataParallel(module)
+    parallel.register_comm_hook(None, lambda _, bucket: _mean_in_rank_order(bucket.buffer()))
     return parallel
 
 
-def _mean_in_rank_order(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _mean_in_rank_order(own: Tensor) -> torch.futures.Future[Tensor]:
     import torch.distributed as dist
 
-    own: Tensor = bucket.buffer()
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, own)
     total = parts[0]
@@ -76,9 +75,13 @@ class Team:
         return messages
 
 
-def persist(attempt: Callable[[], None], folder: Path, lost: Sequence[type[BaseException]], *, say: Callable[[str], None] = print) -> None:
+TRANSIENT = (WorkerLost, RuntimeError, OSError)
+"""What another attempt may not meet again: lost workers, and what the others, the network or a device then say."""
+
+
+def persist(attempt: Callable[[], None], folder: Path, say: Callable[[str], None]) -> None:
     """Calls `attempt` until it ends: again after every loss of a worker, without limit while checkpoints advance, given up after three
-    restarts without a new one. What a user can mend is raised at once."""
+    restarts without a new one. What a user can mend, and bugs, are raised at once."""
     without = 0
     while True:
         before = stamp(folder)
@@ -87,12 +90,12 @@ def persist(attempt: Callable[[], None], folder: Path, lost: Sequence[type[BaseE
             return
         except UserError:
             raise
-        except tuple(lost) as error:
+        except TRANSIENT as error:
             if (folder / WEIGHTS).exists():
                 return  # lost after its work was done
             without = without if stamp(folder) == before else 0
             if without == RESTARTS:
                 raise
             without += 1
-            why = (str(error) or type(error).__name__).splitlines()[0][:200]
+            why = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             say(f"training: a worker was lost ({why}); restart {without} since the last checkpoint")

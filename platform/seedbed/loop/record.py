@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from seedbed.loop.checkpoint import on_disk
+
 LOG = "log.jsonl"
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -23,7 +25,7 @@ class Log:
     """Appends lines; only the first worker has one that writes."""
 
     def __init__(self, path: Path | None, at: int, report: Report | None) -> None:
-        self._report = report
+        self._report, self._path = report, path
         self._sink = None
         if path is not None:
             self._sink = open(path, "a+b")  # noqa: SIM115 (closed by close)
@@ -31,8 +33,10 @@ class Log:
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._sink is not None:
-            self._sink.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._sink.flush()
+            assert self._path is not None
+            with on_disk(self._path):
+                self._sink.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+                self._sink.flush()
             if self._report is not None:
                 self._report(line)
 
@@ -40,7 +44,9 @@ class Log:
         """Its length, once all of it is on the disk."""
         if self._sink is None:
             return 0
-        os.fsync(self._sink.fileno())
+        assert self._path is not None
+        with on_disk(self._path):
+            os.fsync(self._sink.fileno())
         return self._sink.tell()
 
     def close(self) -> None:

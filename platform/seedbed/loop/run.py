@@ -48,6 +48,9 @@ def train(
         return
     if (world > 1) != (synchronise is not None):
         raise ValueError(f"{world} workers and {'no' if synchronise is None else 'a'} way to average their gradients")
+    if task.batch_size < world:
+        message = f"{world} training workers can't share a batch of {task.batch_size} pictures"
+        raise UserError(message, field="--run.workers", remedy="ask for fewer workers, or for a larger batch")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settled(task.pace, device, threads))
         if rank == 0:
@@ -83,9 +86,6 @@ class _Training:
     ) -> None:
         self.task, self.folder, self.team, self.device = task, folder, team, device
         task.open()
-        if task.batch_size < team.world:
-            message = f"{team.world} training workers can't share a batch of {task.batch_size} pictures"
-            raise UserError(message, field="--run.workers", remedy="ask for fewer workers, or for a larger batch")
         self.steps = task.steps
         self.identity = f"{task.identity()}/{team.world} workers/{device.partition(':')[0]}/{threads} threads"
         _seed(task.seed, "build")
