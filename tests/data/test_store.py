@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -313,6 +315,17 @@ def test_a_crash_between_the_renames_keeps_the_old_store(make_store: MakeStore, 
     assert open_store(old.path).checksum == old.checksum and list(open_store(old.path).verify()) == []
     make_store([[1, 0, 0]] * 3, seed=50)  # and the next one clears what the crash left
     assert len(list(old.path.iterdir())) == 2
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
+    at_work = StoreWriter(tmp_path / "store", StoreInfo("made", ("a",)))
+    code = "import sys, os; from seedbed.data import *; w = StoreWriter(sys.argv[1], StoreInfo('made', ('a',))); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    with StoreWriter(tmp_path / "store", StoreInfo("made", ("a",))):
+        assert len(list(tmp_path.iterdir())) == 2, "the killed one's is gone, the one at work has its own"
+    at_work.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["store"] and [p.name for p in (tmp_path / "store").iterdir()] == [INDEX]
 
 
 @pytest.mark.parametrize("when", ["records", "end"])

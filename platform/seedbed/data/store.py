@@ -80,6 +80,7 @@ class Store:
         self._readers: list[pa.ipc.RecordBatchFileReader | None] = [None] * len(self._maps)
         self._batches: dict[tuple[int, int], list[pa.Array | None]] = {}
         self._lock = threading.Lock()
+        self._looked_at: dict[str, str | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.remote or str(self.path), self.checksum))
@@ -167,26 +168,21 @@ class Store:
         return sink.hexdigest()
 
     def damaged(self, ids: Sequence[str]) -> dict[str, str]:
-        """Reads these samples whole: id -> what is wrong, for those whose bytes are not those that were written."""
-        wrong: dict[str, str] = {}
+        """Reads these samples whole, each once: id -> what is wrong, for those whose bytes are not those that were written."""
         for ident in ids:
-            try:
-                problem = self._problem(self._row_of(ident))
-            except UserError as error:
-                problem = error.message
-            if problem:
-                wrong[ident] = problem
-        return wrong
+            if ident not in self._looked_at:
+                self._looked_at[ident] = self._problem(self._row_of(ident))
+        return {ident: problem for ident in ids if (problem := self._looked_at[ident])}
 
     def verify(self) -> Iterator[tuple[str, str]]:
         """Reads every byte; yields (id, problem) for damaged samples, and (file, problem) for damage between them."""
         touched: set[int] = set()
         order = np.lexsort((self._index.place[:, 2], self._index.place[:, 1], self._index.place[:, 0]))
         for row in order:
-            ident = self._index.ids[row]
-            for problem in self.damaged([ident]).values():
+            problem = self._problem(row)
+            if problem:
                 touched.add(int(self._index.place[row, 0]))
-                yield ident, problem
+                yield self._index.ids[row], problem
         for number, entry in enumerate(self.info.files):
             if number not in touched:
                 crc = 0
@@ -198,7 +194,10 @@ class Store:
 
     def _problem(self, row: int) -> str | None:
         file, batch, at = (int(v) for v in self._index.place[row])
-        picture, *masks = self._columns(file, batch)
+        try:
+            picture, *masks = self._columns(file, batch)
+        except UserError as error:
+            return error.message
         digests = [("picture", picture, self._index.picture)]
         digests += [(f"{kind} mask", column, self._index.masks[kind]) for kind, column in zip(self.info.mask_kinds, masks, strict=True)]
         wrong = []

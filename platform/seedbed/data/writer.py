@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -11,7 +13,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from seedbed.types import Sample, UserError
 BATCH_BYTES = 4 << 20
 FILE_BYTES = 512 << 20
 NO_MASK = bytes(32)
+_LOCK = "being-written"
 
 
 class StoreWriter:
@@ -46,8 +49,13 @@ class StoreWriter:
         self._file: SampleFile | None = None
         self._files: list[dict[str, Any]] = []
         self._batch = 0
+        self._lock: IO[str] | None = None
         with self._disk():
-            self._folder.mkdir(parents=True)
+            _clear_stale(self.path)
+            fresh = self._folder.with_suffix(".new")  # not yet to be taken for a stale one
+            fresh.mkdir(parents=True)
+            self._lock = _held(fresh / _LOCK)
+            fresh.rename(self._folder)
 
     def add(self, sample: Sample, splits: Sequence[str] = ()) -> None:
         """Takes a sample and appends its id to the named splits. A second sample of the same id is an error of the caller."""
@@ -108,10 +116,14 @@ class StoreWriter:
                     writer.write_batch(batch)
                 sync(sink)
             self._move_into_place()
+        if self._lock is not None:
+            self._lock.close()
         return self.path
 
     def abort(self) -> None:
         """Forgets everything written so far."""
+        if self._lock is not None:
+            self._lock.close()
         if self._file is not None:
             self._file.abort()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -169,18 +181,25 @@ class StoreWriter:
             self._file, self._batch = None, 0
 
     def _move_into_place(self) -> None:
-        if not self.path.exists():
+        try:
             os.rename(self._folder, self.path)
-        else:
-            names = [entry["name"] for entry in self._files]
-            for name in [*names, INDEX]:  # the index last: it is what makes the new store the store
-                os.replace(self._folder / name, self.path / name)
-            for old in self.path.glob("samples-*.arrow"):
-                if old.name not in names:
-                    old.unlink(missing_ok=True)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            (self.path / _LOCK).unlink()
+        except OSError:
+            if not (self.path / INDEX).exists():
+                raise
+            self._replace()
         sync_folder(self.path)
         sync_folder(self.path.parent)
+
+    def _replace(self) -> None:
+        """The index last: it is what makes the new store the store."""
+        names = [entry["name"] for entry in self._files]
+        for name in [*names, INDEX]:
+            os.replace(self._folder / name, self.path / name)
+        for old in self.path.glob("samples-*.arrow"):
+            if old.name not in names:
+                old.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def _disk(self) -> Any:
@@ -197,6 +216,27 @@ class StoreWriter:
         except BaseException:
             self.abort()
             raise
+
+
+def _held(lock: Path) -> IO[str] | None:
+    """The lock of a folder in the making, held until the process ends or the writer lets go; None where somebody else holds it."""
+    handle = open(lock, "w")  # noqa: SIM115 (that it stays open is its purpose)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        return None
+    return handle
+
+
+def _clear_stale(path: Path) -> None:
+    """Removes what a killed writer left beside; one that is still at work holds its lock."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            lock = _held(folder / _LOCK)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.close()
 
 
 def _stacked(digests: Sequence[bytes]) -> np.ndarray:
