@@ -145,7 +145,8 @@ class ClassifierTask:
             try:
                 pixels = self.data[ident].pixels()
             except Exception as error:  # one bad picture never ends a run
-                self.set_aside[ident] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                self.set_aside[ident] = reason.splitlines()[0][:300]
                 return None
             if keep and pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
