@@ -44,7 +44,7 @@ def test_aws_workers_cost_nothing_when_idle() -> None:
 
 def test_code_and_environment_reach_every_node() -> None:
     one, other = (config(name) for name in FILES)
-    for key in ("file_mounts", "rsync_exclude", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
+    for key in ("file_mounts", "rsync_exclude", "setup_commands", "worker_start_ray_commands"):
         assert one[key] == other[key], f"{key} differs between the two files"
     for remote, local in one["file_mounts"].items():
         assert local.startswith("~") or (ROOT / local).exists() or local == ".git", local

@@ -58,9 +58,9 @@ def missing_files(page: str) -> set[str]:
 
 
 def missing_modules(page: str) -> set[str]:
-    """`methods/base.py` and the like, relative to the package."""
+    """`methods/base.py`, `seedbed/seeds.py` and the like."""
     named = {p for line in code(page) for p in re.findall(r"^([a-z_]+(?:/[a-z_]+)*\.py)$", line)}
-    return {p for p in named if not (PACKAGE / p).exists() and not (ROOT / p).exists()}
+    return {p for p in named if not any((folder / p).exists() for folder in (PACKAGE, PACKAGE.parent, ROOT))}
 
 
 def known_flags() -> set[str]:
@@ -68,13 +68,14 @@ def known_flags() -> set[str]:
 
     found = {name.replace("_", "-") for name in ShapesExperiment().flat()}
     source = (ROOT / "datasets" / "voc2012" / "prepare.py").read_text() + (PACKAGE / "__main__.py").read_text()
-    return found | set(re.findall(r'"--([a-z][\w-]*)"', source)) | {"help"}
+    return found | set(re.findall(r'"--([a-z][\w-]*)"', source)) | {"help", "no-restart"}  # the last is `ray up`'s
 
 
 def unknown_flags(page: str, known: set[str]) -> set[str]:
     """Dotted flags anywhere, and any flag on a line that runs one of our scripts."""
     used = set()
     for line in code(page):
+        line = line.partition(" -- ")[2] if line.startswith("ray ") else line  # before it stand Ray's own
         used |= set(re.findall(r"--([a-z]+\.[a-z][\w.-]*)", line))
         if re.match(r"--[a-z]", line) or re.search(r"(experiments|datasets)/\S+\.py|-m seedbed", line):
             used |= set(re.findall(r"(?<!\S)--([a-z][\w.-]*)", line))
