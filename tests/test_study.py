@@ -16,11 +16,11 @@ from seedbed.types import UserError
 
 TINY: dict[str, Any] = {
     "shapes.train": 24, "shapes.val": 8, "shapes.size": 48,
-    "classifier.backbone": "small", "classifier.weights": "none", "classifier.epochs": 4, "classifier.optimizer": "adam", "classifier.lr": 4e-3, "classifier.batch": 5,
+    "classifier.backbone": "small", "classifier.weights": "none", "classifier.epochs": 30, "classifier.optimizer": "adam", "classifier.lr": 4e-3, "classifier.batch": 5,
     "classifier.validate": "end",
     "classifier.transform.resize_low": 0, "classifier.transform.resize_high": 0, "classifier.transform.crop": 48,
     "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train", "data.score_split": "train",
-    "data.limit": 10, "cam.scales": (1.0, 0.5), "rib.loss_scales": (1.0,), "rib.steps": 3, "rib.batch": 2, "rib.lr": 2e-3,
+    "data.limit": 10, "cam.scales": (1.0, 0.5), "rib.loss_scales": (1.0,), "rib.steps": 3, "rib.batch": 2, "rib.lr": 1e-3,
     "rib.snapshots": True, "scoring.low": 0.02, "scoring.high": 0.4, "scoring.step": 0.02,
     "run.executor": "local", "run.tracking_uri": "none",
 }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from seedbed.artefacts import Fragments, find_stages
@@ -69,4 +68,4 @@ def _palette(run: Path) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from seedbed import loop
 from seedbed.artefacts import Stage
@@ -14,6 +14,9 @@ from seedbed.types import UserError
 
 class ImageWork(Protocol):
     """Work on one picture at a time. Pickled to a worker, opened there once, then called with ids."""
+
+    light: ClassVar[bool]
+    """Milliseconds a picture and no network: few of them are not worth starting actors for."""
 
     def open(self) -> Callable[[str], dict[str, Any]]:
         """What maps an id to a record of the stage's schema (without `hash`); raising sets the picture aside."""

@@ -111,13 +111,20 @@ class Keys:
     def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
         self.experiment, self.store, self.device = experiment, store, device
         data = experiment.data
-        self.map_ids = data.select(store, data.map_split)[0]
-        self.score_ids = data.select(store, data.score_split)[0]
+        self.left_out: dict[str, str] = {}
+        """Pictures that --data.skip-unreadable found damaged, and why."""
+        self.map_ids = self._select(data.map_split)
+        self.score_ids = self._select(data.score_split)
         scoring = experiment.scoring
         held_out = scoring.threshold_source == "held-out"
-        self.held_out_ids = data.select(store, scoring.held_out_split)[0] if held_out else []
+        self.held_out_ids = self._select(scoring.held_out_split) if held_out else []
         # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
         self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
+
+    def _select(self, split: str) -> list[str]:
+        ids, left_out = self.experiment.data.select(self.store, split)
+        self.left_out |= left_out
+        return ids
 
     def resources(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.experiment.run.threads}
@@ -174,7 +181,7 @@ def code_version(method: str) -> int:
 def classifier_task(experiment: Experiment, store: Store, seed: int) -> ClassifierTask:
     data = experiment.data
     return ClassifierTask(
-        store=str(store.path),
+        store=data.store if "://" in data.store else str(store.path),
         cache=data.cache,
         train_split=data.train_split,
         validation_split=experiment.classifier.validation_split,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def protocol_of(study: Study, *, images: int, split: str, threshold: Threshold |
         split=split,
         images=images,
         subset=study.subset,
-        initial_weights=e.classifier.weights if network else "none",
+        initial_weights=initial_weights(study) if network else "none",
         scales=e.cam.scales if network else (),
         flip=e.cam.flip and network,
         crf=None,
@@ -120,6 +121,14 @@ def conclude(study: Study, began: float) -> StudyResult:
     for path in (study.out / "scores.json", report, *sorted((study.out / "figures").glob("*"))):
         study.tracker.artifact(path)
     return result
+
+
+def initial_weights(study: Study) -> str:
+    """imagenet, none, or a file by name and content."""
+    weights = study.experiment.classifier.weights
+    if weights in ("imagenet", "none"):
+        return weights
+    return f"{Path(weights).name} ({study.experiment.classifier.to_dict(only_key=True)['weights']})"
 
 
 def validation_rows(study: Study) -> list[dict[str, Any]]:

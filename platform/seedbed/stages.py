@@ -5,6 +5,7 @@ classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ BASELINES = ("whole_picture", "centred_box")
 class Study:
     """One study on its way: settings, data, and what its stages left behind so far."""
 
-    def __init__(self, experiment: pipeline.Experiment, store: Store, device: str) -> None:
-        self.experiment, self.store = experiment, store
+    def __init__(self, experiment: pipeline.Experiment, store: Store, device: str, dry: bool = False) -> None:
+        self.experiment, self.store, self.dry = experiment, store, dry
         self.out = experiment.folder()
         self.git = str(provenance.git_commit()["commit"])
         self.keys = pipeline.Keys(experiment, store, device)
@@ -46,6 +47,8 @@ class Study:
         self.maps_stages: dict[tuple[str, int], Stage] = {}
         self.seeds_stages: dict[tuple[str, int], Stage] = {}
         self.thresholds: dict[tuple[str, int], Threshold] = {}
+        where = experiment.data.store
+        self.address = where if "://" in where else str(store.path)  # every node brings a remote store to itself
         self.subset = store.info.subset or bool(experiment.data.limit)
         self.warnings: list[str] = []
         self.executor: Executor
@@ -56,7 +59,7 @@ class Study:
     def open(cls, experiment: pipeline.Experiment, *, device: str = "cpu", dry: bool = False) -> Study:
         """Looks at data and settings before anything is started; raises UserError for what can't work."""
         store = experiment.open_data(dry=dry)
-        study = cls(experiment, store, device)
+        study = cls(experiment, store, device, dry)
         study.check()
         return study
 
@@ -65,10 +68,7 @@ class Study:
     def check(self) -> None:
         """Combinations of settings and data that can't work are said now, not after an hour."""
         e = self.experiment
-        if e.classifier.weights not in ("imagenet", "none") and not Path(e.classifier.weights).exists():
-            message = f"{e.classifier.weights} does not exist"
-            remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
-            raise UserError(message, file=e.classifier.weights, field="--classifier.weights", remedy=remedy)
+        self._check_weights()
         if e.method == "rib" and e.rib.companion_rows > 0:
             pool = len(e.data.select(self.store, e.data.companion_split)[0])
             if e.rib.companion_rows >= pool:
@@ -76,6 +76,21 @@ class Study:
                 raise UserError(message, field="--rib.batch", remedy=f"give a number below {pool:,}")
         if not self.keys.score_ids:
             raise UserError(f"{e.data.score_split} has no pictures", field="--data.score-split", remedy="name a split that has some")
+
+    def _check_weights(self) -> None:
+        """Initial weights are read here first: a missing, hostile or foreign file is said before anything is started."""
+        from seedbed.models import build_network
+        from seedbed.models.weights import load_weights
+
+        weights = self.experiment.classifier.weights
+        if weights == "none" or self.dry:
+            return
+        if weights != "imagenet" and not Path(weights).exists():
+            remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
+            raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
+        if any(self.classifier_stage(seed).manifest is None for seed in self.seeds):
+            model = build_network(self.experiment.classifier.backbone, len(self.store.info.classes))
+            print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -228,8 +243,10 @@ class Study:
                 "disjoint": e.rib.companions == "disjoint",
             }
         stage = self.maps_stages[method, seed] = self.maps_stage(method, seed)
+        for ident, reason in self.keys.left_out.items() if stage.manifest is None else ():
+            stage.set_aside(ident, reason)
         work = LocaliseWork(
-            store=str(self.store.path),
+            store=self.address,
             cache=e.data.cache,
             classifier=self.classifier_stage(seed).folder,
             network=e.classifier.backbone,
@@ -260,7 +277,7 @@ class Study:
         if split == e.data.score_split:
             self.sweeps[method, seed] = stage
         snapshots = method == "rib" and e.rib.snapshots
-        work = ThresholdWork(str(self.store.path), e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
+        work = ThresholdWork(self.address, e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
         have = maps.records()
         self._per_image("thresholds", stage, method, seed, work, [i for i in ids if i in have])
         counts = SweepCounts(grid, len(self.store.info.classes))
@@ -274,7 +291,7 @@ class Study:
         e = self.experiment
         source: Any = method if method in BASELINES else self.maps_stage(method, seed).folder
         value = threshold.value if threshold is not None else 0.0
-        work = SeedWork(str(self.store.path), e.data.cache, source, value, e.scoring.tolerance)
+        work = SeedWork(self.address, e.data.cache, source, value, e.scoring.tolerance)
         stage = self.seeds_stages[method, seed] = self.seeds_stage(method, seed)
         ids = self.keys.score_ids
         if method not in BASELINES:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def load_classifier(folder: Path, network: str, num_classes: int, device: str) -
 
     from seedbed.models import build_network
 
-    model = build_network(network, num_classes)
+    model: Any = build_network(network, num_classes)
     state = {}
     for record in Fragments(folder):
         array = np.frombuffer(record["data"], np.dtype(record["dtype"])).reshape(record["shape"])
@@ -39,6 +39,8 @@ def load_classifier(folder: Path, network: str, num_classes: int, device: str) -
 @dataclass(frozen=True)
 class LocaliseWork:
     """Maps of one method for the labelled classes of a picture."""
+
+    light: ClassVar[bool] = False
 
     store: str
     cache: str | None
@@ -84,6 +86,8 @@ class LocaliseWork:
 class ThresholdWork:
     """What one picture adds to the threshold sweep; with snapshots, for the cumulative map of every RIB step as well."""
 
+    light: ClassVar[bool] = True
+
     store: str
     cache: str | None
     maps: Path
@@ -126,6 +130,8 @@ class SeedWork:
 
     `source` is the folder of its maps, or one of the two rows that need no network.
     """
+
+    light: ClassVar[bool] = True
 
     store: str
     cache: str | None

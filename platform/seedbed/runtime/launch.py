@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.artefacts import Stage
-from seedbed.local import ImageWork, Shown
+from seedbed.local import ImageWork, LocalExecutor, Shown
 from seedbed.loop import Task
 from seedbed.pipeline import RunConfig
 from seedbed.runtime.cluster import Cluster, connect
+
+LIGHT = 512
+"""Pictures up to which light work is done in the driver: starting actors takes longer than counting so few label maps."""
 
 
 class RayExecutor:
@@ -20,10 +23,13 @@ class RayExecutor:
     def __init__(self, settings: RunConfig, cluster: Cluster) -> None:
         self.settings, self.cluster = settings, cluster
         self.device = cluster.device
+        self.driver = LocalExecutor(device="cpu", threads=settings.threads, workers=1, commit_every=settings.commit_every)
 
     def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
         from seedbed.runtime.fanout import map_images_on_ray
 
+        if work.light and len(ids) <= LIGHT:
+            return self.driver.map_images(work, ids, stage, shown)
         return map_images_on_ray(
             work,
             ids,
