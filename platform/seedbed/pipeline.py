@@ -15,11 +15,25 @@ from seedbed.classifier import ClassifierConfig, ClassifierTask
 from seedbed.config import Settings, bounded, nested, setting
 from seedbed.data import DataConfig, Store, open_store
 from seedbed.data.shapes import ShapesConfig, make_shapes
+from seedbed.data.transforms import TrainTransform
 from seedbed.methods import method_class
 from seedbed.methods.cam import CamConfig
 from seedbed.methods.rib import RibConfig
 from seedbed.seeds import SeedConfig
 from seedbed.types import UserError
+
+__all__ = [
+    "CamConfig",
+    "ClassifierConfig",
+    "DataConfig",
+    "Experiment",
+    "RibConfig",
+    "RunConfig",
+    "SeedConfig",
+    "ShapesConfig",
+    "ShapesExperiment",
+    "TrainTransform",
+]
 
 Until = Literal["maps", "seed"]
 
@@ -122,7 +136,7 @@ class Keys:
         self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
 
     def _select(self, split: str) -> list[str]:
-        ids, left_out = self.experiment.data.select(self.store, split)
+        ids, left_out = self.experiment.data.select(self.store, split, mapped=True)
         self.left_out |= left_out
         return ids
 

@@ -49,7 +49,7 @@ class Study:
         self.thresholds: dict[tuple[str, int], Threshold] = {}
         where = experiment.data.store
         self.address = where if "://" in where else str(store.path)  # every node brings a remote store to itself
-        self.subset = store.info.subset or bool(experiment.data.limit)
+        self.subset = store.info.subset or bool(experiment.data.limit or experiment.data.map_limit)
         self.warnings: list[str] = []
         self.executor: Executor
         self.tracker: Tracker

@@ -28,6 +28,8 @@ class DataConfig(Settings):
     """Pictures whose seeds are scored. RIB: train."""
     limit: int = bounded(0, 0)
     """At most so many pictures of every split, taken at equal distances from its list; 0: all."""
+    map_limit: int = bounded(0, 0)
+    """At most so many pictures that get maps and are scored, so that a small study can still train on all; 0: as `limit`."""
     skip_unreadable: bool = setting(False, key=False)
     """Read every picture before the first stage and leave out those whose bytes are damaged, instead of failing on them later."""
     cache: str | None = setting(None, key=False)
@@ -38,9 +40,9 @@ class DataConfig(Settings):
 
         return open_store(self.store, self.cache)
 
-    def select(self, store: Store, split: str) -> tuple[list[str], dict[str, str]]:
+    def select(self, store: Store, split: str, *, mapped: bool = False) -> tuple[list[str], dict[str, str]]:
         """The ids of a split that these settings ask for, in its order, and the reason for each that was left out as damaged."""
-        ids = evenly(store.ids(split), self.limit)
+        ids = evenly(store.ids(split), (mapped and self.map_limit) or self.limit)
         if not self.skip_unreadable:
             return ids, {}
         damaged = store.damaged(ids)
