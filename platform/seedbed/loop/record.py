@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from seedbed.loop.checkpoint import on_disk
 
 LOG = "log.jsonl"
@@ -59,11 +62,11 @@ class Meter:
 
     def __init__(self, pending: list[list[float]] | None = None) -> None:
         self.names: list[str] = []
-        self._unread: list[tuple[int, float, Any]] = []
+        self._unread: list[tuple[int, float, Tensor]] = []
         self.window: list[list[float]] = pending or []
         """Read but not yet logged: one row per step."""
 
-    def add(self, step: int, lr: float, names: list[str], values: Any) -> None:
+    def add(self, step: int, lr: float, names: list[str], values: Tensor) -> None:
         self.names = names
         self._unread.append((step, lr, values))
 
@@ -71,7 +74,7 @@ class Meter:
         """Steps, learning rates and terms, (steps, terms), since the last reading."""
         steps = [s for s, _, _ in self._unread]
         rates = [lr for _, lr, _ in self._unread]
-        values = [v.tolist() for _, _, v in self._unread]
+        values = torch.stack([v for _, _, v in self._unread]).tolist() if self._unread else []
         self._unread = []
         return steps, rates, values
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seedbed.loop.ahead import ahead
 from seedbed.loop.checkpoint import CHECKPOINT, FORMAT, WEIGHTS, load, only_writer, plain_weights, save
+from seedbed.loop.determinism import seed, settled
 from seedbed.loop.parallel import Team
 from seedbed.loop.record import LOG, Log, Meter, Report
 from seedbed.loop.task import Pace, Task, TrainingDiverged, share
@@ -52,7 +52,7 @@ def train(
         message = f"{world} training workers can't share a batch of {task.batch_size} pictures"
         raise UserError(message, field="--run.workers", remedy="ask for fewer workers, or for a larger batch")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_settled(task.pace, device, threads))
+        stack.enter_context(settled(task.pace, device, threads))
         if rank == 0:
             stack.enter_context(only_writer(folder))
         _Training(task, folder, Team(rank, world), device, threads, synchronise, report).run()
@@ -88,7 +88,7 @@ class _Training:
         task.open()
         self.steps = task.steps
         self.identity = f"{task.identity()}/{team.world} workers/{device.partition(':')[0]}/{threads} threads"
-        _seed(task.seed, "build")
+        seed(device, task.seed, "build")
         self.model = task.build().to(device)
         if task.pace.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -133,7 +133,7 @@ class _Training:
         batches = ahead(self._batch, range(self.done, self.steps), _threads_ahead(task.pace, self.device))
         with contextlib.closing(batches), contextlib.closing(self.log):
             for step, batch in batches:
-                _seed(task.seed, "step", step, team.rank)
+                seed(self.device, task.seed, "step", step, team.rank)
                 self._update(step, _placed(batch, self.device, task.pace.channels_last), weight)
                 self.done = step + 1
                 judged = task.validates(self.done)
@@ -231,20 +231,15 @@ class _Training:
         self.team.gather(None)  # nobody leaves before the weights are safe
 
 
-def _seed(*words: object) -> None:
-    """torch's generators, for layers that draw numbers: a function of the step, not of the steps before."""
-    torch.manual_seed(int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little") >> 1)
+def _threads_ahead(pace: Pace, device: str) -> int:
+    if pace.prefetch is not None:
+        return pace.prefetch
+    return min(8, max(1, (os.cpu_count() or 1) // 2)) if device.startswith("cuda") else 1
 
 
 def _tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **{name: change(value) for name, value in fields.items() if isinstance(value, Tensor)})
-
-
-def _threads_ahead(pace: Pace, device: str) -> int:
-    if pace.prefetch is not None:
-        return pace.prefetch
-    return min(8, max(1, (os.cpu_count() or 1) // 2)) if device.startswith("cuda") else 1
 
 
 def _placed(batch: Any, device: str, channels_last: bool) -> Any:
@@ -253,31 +248,3 @@ def _placed(batch: Any, device: str, channels_last: bool) -> Any:
         return t.contiguous(memory_format=torch.channels_last) if channels_last and t.dim() == 4 else t
 
     return _tensors(batch, place)
-
-
-@contextlib.contextmanager
-def _settled(pace: Pace, device: str, threads: int) -> Iterator[None]:
-    """What of torch's global state decides bits, set for the training and put back afterwards."""
-    cudnn, matmul, deterministic = torch.backends.cudnn, torch.backends.cuda.matmul, cast("Any", torch.utils.deterministic)
-    before = (
-        torch.get_num_threads(),
-        torch.get_deterministic_debug_mode(),
-        deterministic.fill_uninitialized_memory,
-        (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32),
-    )
-    cuda = device.startswith("cuda")
-    if cuda:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
-    torch.set_num_threads(threads)
-    # An operation that can't be deterministic is an error; on a GPU, where methods may need one, a warning.
-    torch.set_deterministic_debug_mode("warn" if cuda else "error")  # (use_deterministic_algorithms loads the compiler: five seconds)
-    deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every new tensor
-    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = False, pace.precision == "tf32", pace.precision == "tf32"
-    try:
-        with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-            yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_deterministic_debug_mode(before[1])
-        deterministic.fill_uninitialized_memory = before[2]
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[3]
