@@ -16,8 +16,8 @@ from seedbed.types import UserError
 
 TINY: dict[str, Any] = {
     "shapes.train": 24, "shapes.val": 8, "shapes.size": 48,
-    "classifier.backbone": "small", "classifier.weights": "none", "classifier.epochs": 30, "classifier.optimizer": "adam", "classifier.lr": 4e-3, "classifier.batch": 5,
-    "classifier.validate": "end",
+    "classifier.backbone": "small", "classifier.weights": "none", "classifier.epochs": 30, "classifier.batch": 5,
+    "classifier.optimizer": "adam", "classifier.lr": 4e-3, "classifier.validate": "end",
     "classifier.transform.resize_low": 0, "classifier.transform.resize_high": 0, "classifier.transform.crop": 48,
     "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train", "data.score_split": "train",
     "data.limit": 10, "cam.scales": (1.0, 0.5), "rib.loss_scales": (1.0,), "rib.steps": 3, "rib.batch": 2, "rib.lr": 1e-3,
@@ -214,3 +214,35 @@ def test_command_line_stands_above_smoke_above_preset_above_script() -> None:
     assert both.rib.steps == 2 and both.rib.area_guard is False
     assert parse(script, smoke, ["--rib.preset", "paper", "--smoke", "--rib.steps", "7"]).rib.steps == 7
     assert parse(script, smoke, ["--smoke", "--rib.steps", "2"]).key() == parse(script, smoke, ["--rib.steps", "2"]).key()
+
+
+def test_exported_seeds_give_the_scores_again(reference: Path, tmp_path: Path) -> None:
+    """The PNG of every method, counted anew against the store's masks."""
+    from PIL import Image
+
+    from seedbed.__main__ import export
+    from seedbed.data import open_store
+
+    store = open_store(next((reference / "data").iterdir()))
+    assert export(reference, "seed", tmp_path / "png") == 4 * 10
+    rows = json.loads((reference / "scores.json").read_text())["rows"]
+    for method in ("cam", "rib"):
+        row = next(r for r in rows if r["method"] == method and r["metric"] == "mIoU" and r["seed"] == 0)
+        hist = np.zeros((7, 7), np.int64)
+        for path in sorted((tmp_path / "png" / method).glob("*.png")):
+            with Image.open(path) as picture:
+                assert picture.mode == "P" and picture.getpalette()[:3] == list(store.info.palette[0])  # type: ignore[index]
+                predicted = np.array(picture)
+            np.add.at(hist, (store[path.stem].mask().ravel(), predicted.ravel()), 1)  # type: ignore[union-attr]
+        there = hist.sum(1) > 0
+        iou = np.diag(hist) / np.maximum(hist.sum(0) + hist.sum(1) - np.diag(hist), 1)
+        assert row["protocol"]["absent_classes"] == "truth"
+        assert row["value"] == pytest.approx(100 * iou[there].mean(), abs=1e-9)
+
+
+def test_nothing_to_export_is_said(tmp_path: Path) -> None:
+    from seedbed.__main__ import export
+
+    with pytest.raises(UserError) as caught:
+        export(tmp_path, "seed", tmp_path / "png")
+    assert "seeds" in caught.value.message
