@@ -118,7 +118,7 @@ def test_an_actor_commits_while_it_works(tmp_path: Path) -> None:
     out.folder.mkdir(parents=True)
     actor = fanout._Actor(Squares(), out, threads=1, commit_every=1, alone=False)
     before = len(list(out.folder.glob("*.arrow")))
-    (answer,) = list(actor(pa.table({"id": ids(5)})))
+    (answer,) = list(actor(pa.table({"ids": [ids(5)]})))
     assert before == 0 and len(list(out.folder.glob("*.arrow"))) == 5
     states = dict(zip(answer["ids"][0].as_py(), answer["states"][0].as_py(), strict=True))
     assert set(states.values()) == {fanout.KEPT} and len(out.records()) == 5
@@ -126,7 +126,7 @@ def test_an_actor_commits_while_it_works(tmp_path: Path) -> None:
 
 def test_an_actor_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     actor = fanout._Actor(Squares(), stage(tmp_path), threads=1, commit_every=1, alone=False)
-    (answer,) = list(actor(pa.table({"id": ids(2)})))
+    (answer,) = list(actor(pa.table({"ids": [ids(2)]})))
     assert answer["ids"][0].as_py() == [] and answer["error"][0].as_py() is not None
 
 
@@ -141,7 +141,7 @@ def test_a_full_disk_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pyte
         raise UserError("fragment can't be written: no space left on device", remedy="make room")
 
     monkeypatch.setattr("seedbed.artefacts.stage._write_table", full)
-    *_, answer = list(actor(pa.table({"id": ids(5)})))
+    *_, answer = list(actor(pa.table({"ids": [ids(5)]})))
     with pytest.raises(UserError, match="no space left"):
         raise pickle.loads(answer["error"][0].as_py())
     assert not out.set_aside_reasons()
@@ -217,7 +217,7 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, ray_here: None) -> None:
 @pytest.mark.ray
 def test_workers_that_never_survive_end_the_run(tmp_path: Path, ray_here: None) -> None:
     with pytest.raises(UserError, match="end before their first record"):
-        map_images_on_ray(Squares(crash=tuple(ids(200))), ids(200), stage(tmp_path), actors=2)
+        map_images_on_ray(Squares(crash=tuple(ids(8))), ids(8), stage(tmp_path), actors=2)
     assert not stage(tmp_path).set_aside_reasons()
 
 

@@ -88,8 +88,8 @@ def prepare_environment(own: bool) -> None:
     """What Ray reads when it is imported. Values that the user has set stand."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Python's own exceptions come back to us and are told in our words; Ray's notices of dead workers would be told twice.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+    # Ray prints pages about dead workers and nodes to stdout; what they cost is told in our words.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated|has been marked dead")
     if own and "RAY_AUTH_MODE" not in os.environ:
         # A fresh secret for this process tree: nobody else on the machine can submit work to it, and nothing is written to ~/.ray.
         os.environ["RAY_AUTH_MODE"] = "token"

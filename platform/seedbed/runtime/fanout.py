@@ -80,8 +80,8 @@ class _FanOut:
             self._pass(missing, size)
             if not missing:
                 break
-            missing = dict.fromkeys(self.stage.pending(list(missing)))  # fragments that were committed before their block was lost
-            if size > 1 and len(missing) == before >= BLOCKS_PER_ACTOR:
+            self._find_recorded(missing)
+            if len(missing) == before == len(pending) >= BLOCKS_PER_ACTOR:
                 raise _no_worker_survives(self.stage)
             known = self._count_crashes(missing, crashes)
             for ident in [i for i in missing if crashes[i] >= CRASHES]:
@@ -100,14 +100,13 @@ class _FanOut:
         import ray
 
         ids = list(missing)
-        blocks = [pa.table({"id": ids[i : i + size]}) for i in range(0, len(ids), size)]
+        blocks = [{"ids": ids[i : i + size]} for i in range(0, len(ids), size)]
         answers = _dataset(
             blocks,
             {"work": self.work, "stage": self.stage, "threads": self.threads, "commit_every": self.commit_every, "alone": size == 1},
             actors=min(self.actors, len(blocks)),
             cpus=self.threads,
             gpus=self.gpus,
-            size=size,
         )
         try:
             for batch in answers:
@@ -133,6 +132,18 @@ class _FanOut:
                 done += 1
             # A picture that is computed again after its block was lost is shown once; once kept it can't come again.
             self.shown.discard(ident) if state == KEPT else self.shown.add(ident)
+        self._show(done, aside)
+
+    def _find_recorded(self, missing: dict[str, None]) -> None:
+        """Strikes out what a lost block had committed, or set aside, before it could answer."""
+        left, reasons = set(self.stage.pending(list(missing))), self.stage.set_aside_reasons()
+        found = [i for i in missing if i not in left]
+        for ident in found:
+            del missing[ident]
+        self._show(sum(i not in reasons and i not in self.shown for i in found), sum(i in reasons for i in found))
+        self.shown.difference_update(found)
+
+    def _show(self, done: int, aside: int) -> None:
         self.aside += aside
         if self.progress is not None and (done or aside):
             self.progress.advance(done, set_aside=aside)
@@ -154,9 +165,7 @@ class _FanOut:
 
     def _set_aside(self, ident: str) -> None:
         self.stage.set_aside(ident, f"its process ended {CRASHES} times (a crash, or killed for memory)")
-        self.aside += 1
-        if self.progress is not None:
-            self.progress.advance(0, set_aside=1)
+        self._show(0, 1)
 
 
 def block_size(n: int, actors: int, commit_every: int) -> int:
@@ -164,7 +173,8 @@ def block_size(n: int, actors: int, commit_every: int) -> int:
     return max(1, min(n // (BLOCKS_PER_ACTOR * actors), max(32, commit_every)))
 
 
-def _dataset(blocks: list[pa.Table], arguments: dict[str, Any], *, actors: int, cpus: int, gpus: float, size: int) -> Iterator[pa.Table]:
+def _dataset(blocks: list[dict[str, list[str]]], arguments: dict[str, Any], *, actors: int, cpus: int, gpus: float) -> Iterator[pa.Table]:
+    """Answers to blocks of ids, as they come. A block is one row of Ray Data's, so that it is neither cut nor joined with another."""
     with warnings.catch_warnings():
         # Ray Data announces that max_restarts and its like will be spelt otherwise from 2.64 on.
         warnings.simplefilter("ignore")
@@ -178,10 +188,10 @@ def _dataset(blocks: list[pa.Table], arguments: dict[str, Any], *, actors: int, 
         for handler in logging.getLogger("ray.data").handlers:
             if not isinstance(handler, logging.FileHandler) and not os.environ.get("SEEDBED_DEBUG"):
                 handler.setLevel(logging.CRITICAL)
-        data = ray.data.from_arrow(blocks).map_batches(
+        data = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             _Actor,
             fn_constructor_kwargs=arguments,
-            batch_size=size,
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
             num_cpus=cpus,
@@ -208,7 +218,7 @@ class _Actor:
             self.failure = error
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        ids = block["id"].to_pylist()
+        (ids,) = block["ids"].to_pylist()
         try:
             if self.failure is not None:
                 raise self.failure
