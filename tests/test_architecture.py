@@ -240,7 +240,7 @@ def unwanted_names(paths: list[str]) -> list[str]:
 PLACES = re.compile(
     r"""(?x)
     (?<![\w.~*?-])/(?:work|root|farm)(?:/|(?=["'\s:,)]))                 # a path of one machine
-    | --(?:extra-)?index-url | --find-links | UV_(?:DEFAULT_)?INDEX | PIP_(?:EXTRA_)?INDEX
+    | -{2}(?:extra-)?index-url | -{2}find-links | UV_(?:DEFAULT_)?INDEX | PIP_(?:EXTRA_)?INDEX
     | \b(?:pypi\.org|files\.pythonhosted\.org|download\.pytorch\.org|\w+\.jfrog\.io) | \b(?:artifactory|devpi|nexus)\b
     """
 )
@@ -310,6 +310,16 @@ def test_experiments_stand_alone() -> None:
         assert "__file__" not in modules[path.stem], path.name
         foreign = {i.target.split(".")[0] for i in imports(path.stem, modules)} - sys.stdlib_module_names - {"seedbed"}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_benchmarks_start_on_a_bare_machine() -> None:
+    """A GPU machine without Ray, MLflow and tyro measures too."""
+    folder = ROOT / "benchmarks"
+    modules = {path.stem: path.read_text() for path in sorted(folder.glob("*.py"))}
+    plain_twins = {path.stem for path in (ROOT / "tests").rglob("*.py")}  # what ours is measured beside
+    allowed = BARE_MACHINE | sys.stdlib_module_names | {"seedbed"} | set(modules) | plain_twins
+    found = [str(i) for i in all_imports(modules) if not i.lazy and not i.typing and i.target.split(".")[0] not in allowed]
+    assert not found, "\n".join(found)
 
 
 def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -444,7 +454,13 @@ def test_places_are_found() -> None:
         f"at {slash}farm ",
     ):
         assert places_of_one_machine("x", text), text
-    for text in ("platform/seedbed/work.py", "the network/work", f"uv pip compile {dash}no-emit-index-url", "~/root/x", "tests/workers"):
+    for text in (
+        "platform/seedbed/work.py",
+        "the network/work",
+        f"uv pip compile {dash}no-emit-index-url",
+        f"~{slash}root{slash}x",
+        "tests/workers",
+    ):
         assert not places_of_one_machine("x", text), text
 
 
