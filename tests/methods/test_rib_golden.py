@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from formula import formula_state
+
 from seedbed.methods import rib as rib_module
 from seedbed.methods.cam import Cam
 from seedbed.methods.maps import CamConfig, high_res, strided_cam
@@ -22,28 +23,6 @@ RAW = {"rtol": 1e-4, "atol": 1e-3}
 """Raw and running maps, logits, losses."""
 SAVED = {"rtol": 0, "atol": 5e-5}
 """Maps over their maximum, in [0, 1]."""
-
-
-def formula_state(model: ResNet, seed: int) -> dict[str, torch.Tensor]:
-    """The weights that the README of the golden numbers spells out: by name and seed."""
-    state = {}
-    for name, value in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        shape, norm = tuple(value.shape), value.ndim == 1
-        if name == "classifier.weight":
-            array = 0.05 * rng.standard_normal(shape)
-        elif value.ndim == 4:
-            array = np.sqrt(2.0 / np.prod(shape[1:])) * rng.standard_normal(shape)
-        elif name.endswith("running_var"):
-            array = rng.uniform(0.5, 1.5, shape)
-        elif norm and name.endswith("weight"):
-            array = rng.uniform(*((0.1, 0.3) if ".bn3." in name else (0.5, 1.5)), shape)
-        else:
-            array = 0.1 * rng.standard_normal(shape)
-        state[name] = torch.from_numpy(array.astype(np.float32))
-    return state
 
 
 @pytest.fixture(scope="module")

@@ -132,8 +132,10 @@ class RibConfig(Settings):
     """mixed: bfloat16 wherever a number does not enter a map itself, if the hardware multiplies it; bf16: everywhere."""
     channels_last: bool = setting(True)
     """Memory format of the features."""
+    winograd: bool = setting(True)
+    """3x3 convolutions that no map is read from (companions, gradients) with a quarter of the products, on a CPU; differs by some 1e-5."""
     companions_per_pass: int = bounded(0, 0)
-    """Companions a forward and backward pass (their gradients add up); 0: 4 on a CPU, all on a GPU. Fewer need less memory."""
+    """Companions a forward and backward pass (their gradients add up); 0: about a million pixels on a CPU, all on a GPU."""
 
     @property
     def companion_rows(self) -> int:
@@ -246,14 +248,14 @@ class Adaptation:
         self.rib, self.settings, self.views = rib, s, views
         self.place = next(model.parameters()).device
         self.classes = np.flatnonzero(labels)
-        self.labels = torch.from_numpy(absent_labels(labels) if s.wrong_label else np.asarray(labels)).to(self.place, torch.float32)
+        self.labels = torch.tensor(absent_labels(labels) if s.wrong_label else labels).to(self.place, torch.float32)
         groups = [
             {"params": p, "lr": s.lr * f, "weight_decay": s.weight_decay}
             for p, f in zip(parameters, (1.0, s.lr_classifier_factor), strict=True)
         ]
         schedule = Constant() if s.schedule == "constant" else None
         self.optimizer = PolySGD(groups, s.lr, s.weight_decay, s.steps, momentum=s.momentum, schedule=schedule)
-        self.passes = many_passes(model, channels_last=s.channels_last)
+        self.passes = many_passes(model, channels_last=s.channels_last, fast=s.winograd)
         self.map_dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
         low = s.precision == "bf16" or (s.precision == "mixed" and multiplies_bfloat16(self.place))
         self.gradient_dtype = torch.bfloat16 if low else torch.float32
@@ -341,11 +343,11 @@ class Adaptation:
             held[:rows].backward(gradient)
             scores[i] = held = torch.empty(0)  # the graph goes before the next one comes
         if batch is not None:
-            size = self.settings.companions_per_pass or (4 if self.place.type == "cpu" else len(batch[0]))
+            size = self.settings.companions_per_pass or (len(batch[0]) if self.place.type != "cpu" else fitting(batch[0].shape))
             for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
                 images, labels = images.to(self.place), labels.to(self.place, torch.float32)
                 features = images if self.settings.trained == "all" else self.below(images, self.gradient_dtype)
-                loss = self.rib.row_loss(self.rib.pool(self.scores(features, self.gradient_dtype), labels), labels)
+                loss = self.rib.row_loss(self.rib.pool(self.scores(features, self.gradient_dtype, exact=False), labels), labels)
                 loss.backward()
                 total += float(loss.detach())
         self.log["loss"].append(total)
@@ -367,10 +369,10 @@ class Adaptation:
             self.ended = "companions"
         return batch
 
-    def scores(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    def scores(self, inputs: Tensor, dtype: torch.dtype, exact: bool = True) -> Tensor:
         if self.settings.trained == "all":
             inputs = self.passes.prefix(inputs, dtype)
-        return self.passes.suffix(inputs, dtype)
+        return self.passes.suffix(inputs, dtype, exact)
 
     @torch.no_grad()
     def below(self, images_nchw: Tensor, dtype: torch.dtype) -> Tensor:
@@ -379,6 +381,11 @@ class Adaptation:
     def maps(self) -> Maps:
         snapshots = [make_maps(self.views, self.classes, step).sums for step in self.snapshots] if self.settings.snapshots else None
         return make_maps(self.views, self.classes, self.sums, steps=self.steps, ended=self.ended, log=self.log, snapshots=snapshots)
+
+
+def fitting(shape: torch.Size) -> int:
+    """Pictures (n, 3, h, w) of a pass on a CPU: 2^20 pixels fill its caches and amortise reading the weights; more only cost memory."""
+    return max(1, min(shape[0], 2**20 // (shape[2] * shape[3])))
 
 
 def absent_labels(labels: np.ndarray) -> np.ndarray:

@@ -8,14 +8,16 @@ no batch-norm pass over the features, nothing of it kept for the backward pass, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedbed.models import winograd
 from seedbed.models.resnet import BatchNorm, Block, ResNet
 
 Parameters = tuple[list[nn.Parameter], list[nn.Parameter]]
@@ -52,8 +54,9 @@ def multiplies_bfloat16(place: torch.device) -> bool:
     return place.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def many_passes(model: Any, *, channels_last: bool = False) -> Plain | Folded:
-    return Folded(model, channels_last) if isinstance(model, ResNet) else Plain(model, channels_last)
+def many_passes(model: Any, *, channels_last: bool = True, fast: bool = True) -> Plain | Folded:
+    """The cheapest way that this network has. `fast`: passes that are not `exact` may use `models/winograd.py`."""
+    return Folded(model, channels_last, fast) if isinstance(model, ResNet) else Plain(model, channels_last)
 
 
 class Plain:
@@ -66,7 +69,7 @@ class Plain:
     def prefix(self, images_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._run(self.model.prefix, images_nchw.contiguous(memory_format=self.format), dtype)
 
-    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32, exact: bool = True) -> Tensor:
         return self._run(self.model.suffix, features_nchw, dtype).float()
 
     def refold(self) -> None:
@@ -83,8 +86,8 @@ class Plain:
 class Folded:
     """Only parameters that require gradients get them, and only their folded weights are kept up to date by `refold`."""
 
-    def __init__(self, model: ResNet, channels_last: bool) -> None:
-        self.model = model
+    def __init__(self, model: ResNet, channels_last: bool, fast: bool) -> None:
+        self.model, self.fast = model, fast
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         pairs = [(model.conv1, model.bn1)]
         for layer in map(model.get_submodule, ("layer1", "layer2", "layer3", "layer4")):
@@ -93,21 +96,23 @@ class Folded:
                 pairs += [*block.pairs(), *block.shortcut_pair()]
         self.pairs: list[tuple[nn.Conv2d, BatchNorm]] = pairs
         self.folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+        self.transformed: dict[nn.Conv2d, Tensor] = {}
         for conv, norm in pairs:
             weight = torch.empty_like(conv.weight, memory_format=self.format).requires_grad_(conv.weight.requires_grad)
             self.folded[conv] = (weight, torch.empty_like(norm.bias).requires_grad_(conv.weight.requires_grad))
             self._fold(conv, norm)
 
     def prefix(self, images_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.model.prefix(images_nchw.to(dtype, memory_format=self.format), self._unit)
+        return self.model.prefix(images_nchw.to(dtype, memory_format=self.format), partial(self._unit, exact=True))
 
-    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Class scores in float32, whatever the precision of the pass."""
-        features = self.model.suffix_features(features_nchw.to(dtype), self._unit)
-        return F.conv2d(features, self.model.classifier.weight.to(dtype)).float()
+    def suffix(self, features_nchw: Tensor, dtype: torch.dtype = torch.float32, exact: bool = True) -> Tensor:
+        """Class scores in float32, whatever the precision of the pass. exact: for scores that become maps."""
+        features = self.model.suffix_features(features_nchw.to(dtype), partial(self._unit, exact=exact))
+        return FoldedUnit.apply(features, self.model.classifier.weight, None, None, 1, False, None, exact).float()
 
     def refold(self) -> None:
         """After the weights changed."""
+        self.transformed.clear()
         for conv, norm in self.pairs:
             if conv.weight.requires_grad:
                 self._fold(conv, norm)
@@ -126,9 +131,16 @@ class Folded:
             conv.weight.grad = weight.grad.mul_(factor[:, None, None, None])
             weight.grad = shift.grad = None
 
-    def _unit(self, x: Tensor, conv: nn.Conv2d, norm: BatchNorm) -> Tensor:
+    def _unit(self, x: Tensor, conv: nn.Conv2d, norm: BatchNorm, rectify: bool, shortcut: Tensor | None, *, exact: bool) -> Tensor:
         weight, shift = self.folded[conv]
-        return F.conv2d(x, weight.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding)
+        kernel = partial(self._transformed, conv) if self.fast and winograd.pays(x, weight, conv.stride[0]) else None
+        return FoldedUnit.apply(x, weight, shift, shortcut, conv.stride[0], rectify, kernel, exact)
+
+    @torch.no_grad()
+    def _transformed(self, conv: nn.Conv2d) -> Tensor:
+        if conv not in self.transformed:
+            self.transformed[conv] = winograd.transform_kernel(self.folded[conv][0])
+        return self.transformed[conv]
 
     @torch.no_grad()
     def _fold(self, conv: nn.Conv2d, norm: BatchNorm) -> None:
@@ -143,3 +155,63 @@ class Folded:
         assert norm.running_var is not None
         unit = torch.rsqrt(norm.running_var + norm.eps)
         return norm.weight.detach() * unit, unit
+
+
+class FoldedUnit(torch.autograd.Function):
+    """Convolution, shift, shortcut and rectification in one: a pass keeps for the way back only what goes in and what comes out.
+
+    With channels last a 1x1 convolution is one matrix product, which a CPU does faster than its convolutions, backward above all.
+    `kernel` gives the transformed kernel of a 3x3 convolution that is worth `models/winograd.py`; `exact`: only on the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        shift: Tensor | None,
+        shortcut: Tensor | None,
+        stride: int,
+        rectify: bool,
+        kernel: Callable[[], Tensor] | None,
+        exact: bool,
+    ) -> Tensor:
+        low, bias = weight.to(x.dtype), None if shift is None else shift.to(x.dtype)
+        ctx.product = weight.shape[2] == 1 and stride == 1 and x.is_contiguous(memory_format=torch.channels_last)
+        transformed = None
+        if ctx.product:
+            y = F.linear(x.permute(0, 2, 3, 1), low.flatten(1), bias).permute(0, 3, 1, 2)
+        elif kernel is not None and not exact:
+            y, transformed = winograd.forward(x, kernel())
+            y.add_(bias[:, None, None]) if bias is not None else None
+        else:
+            y = F.conv2d(x, low, bias, stride, weight.shape[2] // 2)
+        if shortcut is not None:
+            y.add_(shortcut)
+        if rectify:
+            y.relu_()
+        ctx.save_for_backward(x if transformed is None else None, weight, y if rectify else None, transformed)
+        ctx.stride, ctx.kernel, ctx.shifted, ctx.shortcut = stride, kernel, shift is not None, shortcut is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, y, transformed = ctx.saved_tensors
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+        if ctx.product:
+            low, rows, inputs = weight.to(x.dtype).flatten(1), grad.permute(0, 2, 3, 1).flatten(0, 2), x.permute(0, 2, 3, 1).flatten(0, 2)
+            to_x = (rows @ low).view(*grad.shape[:1], *grad.shape[2:], -1).permute(0, 3, 1, 2) if wants[0] else None
+            to_weight = (rows.t() @ inputs).view_as(weight) if wants[1] else None
+        elif ctx.kernel is not None:
+            to_x, to_weight = winograd.backward(grad, winograd.transform_input(x) if transformed is None else transformed, ctx.kernel())
+        else:
+            edge = weight.shape[2] // 2
+            to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight.to(x.dtype), None, [ctx.stride] * 2, [edge] * 2, [1, 1], False, [0, 0], 1, [*wants, False]
+            )
+        to_shift = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.shifted else None
+        if to_weight is not None:
+            to_weight = to_weight.to(torch.float32)
+        return to_x, to_weight, to_shift, grad if ctx.shortcut else None, None, None, None, None

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Unit = Callable[[Tensor, nn.Conv2d, "BatchNorm"], Tensor]
-"""How a convolution and its batch norm are applied; replaced by a folded one where many passes share the same weights."""
+Unit = Callable[[Tensor, nn.Conv2d, "BatchNorm", bool, Tensor | None], Tensor]
+"""How a convolution is applied, with its batch norm, the shortcut that is added (or None) and the rectification (or none).
+`models/passes.py` has another one, for many passes with the same weights."""
 
 LAYOUT = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -30,8 +31,11 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def plain_unit(x: Tensor, conv: nn.Conv2d, norm: BatchNorm) -> Tensor:
-    return norm(conv(x))
+def plain_unit(x: Tensor, conv: nn.Conv2d, norm: BatchNorm, rectify: bool, shortcut: Tensor | None = None) -> Tensor:
+    x = norm(conv(x))
+    if shortcut is not None:
+        x = x.add_(shortcut)
+    return x.relu_() if rectify else x
 
 
 class Block(nn.Module):
@@ -60,11 +64,13 @@ class Block(nn.Module):
         return [] if self.downsample is None else [tuple(self.downsample)]  # type: ignore[list-item]
 
     def forward(self, x: Tensor, unit: Unit = plain_unit) -> Tensor:
-        shortcut = x if self.downsample is None else unit(x, self.downsample[0], self.downsample[1])  # type: ignore[arg-type]
-        *inner, last = self.pairs()
-        for conv, norm in inner:
-            x = unit(x, conv, norm).relu_()
-        return unit(x, *last).add_(shortcut).relu_()
+        shortcut = x
+        for conv, norm in self.shortcut_pair():
+            shortcut = unit(x, conv, norm, False, None)
+        *inner, (conv, norm) = self.pairs()
+        for each in inner:
+            x = unit(x, *each, True, None)
+        return unit(x, conv, norm, True, shortcut)
 
 
 class ResNet(nn.Module):
@@ -110,7 +116,7 @@ class ResNet(nn.Module):
         return self
 
     def prefix(self, images_nchw: Tensor, unit: Unit = plain_unit) -> Tensor:
-        x = F.max_pool2d(unit(images_nchw, self.conv1, self.bn1).relu_(), 3, 2, 1)
+        x = F.max_pool2d(unit(images_nchw, self.conv1, self.bn1, True, None), 3, 2, 1)
         return self._blocks(x, ("layer1", "layer2"), unit)
 
     def suffix(self, features_nchw: Tensor) -> Tensor:
