@@ -45,6 +45,7 @@ class TinyTask:
     delay: float = 0.0
     poison: int = -1
     """Step from which a term is not finite."""
+    bug: bool = False
     hopeless: bool = False
     """A user's error at the start."""
     die_once: tuple[int, int, str] | None = None
@@ -57,6 +58,8 @@ class TinyTask:
     set_aside: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> None:
+        if self.bug:
+            raise TypeError("a bug")
         if self.hopeless:
             raise UserError("no pictures", remedy="bring some")
 

@@ -53,6 +53,8 @@ def test_errors_come_out_as_they_were_raised(on_ray: Any, tmp_path: Path) -> Non
     with pytest.raises(loop.TrainingDiverged, match="step 7: small"):
         on_ray(TinyTask(poison=7), tmp_path / "diverged", workers=1)
     assert (tmp_path / "diverged" / "checkpoint.pt").exists()
+    with pytest.raises(TypeError, match="a bug"):
+        on_ray(TinyTask(bug=True), tmp_path / "bug", workers=2)
     with pytest.raises(UserError, match="GPU"):
         on_ray(TinyTask(), tmp_path / "gpu", workers=64, device="cuda")
 

@@ -94,12 +94,12 @@ def _resources(device: str, threads: int) -> dict[str, float]:
 def _cause(error: BaseException) -> BaseException:
     """What lies behind Ray's error: a worker's UserError first, then a lost worker, then any other error of a worker."""
     failures = [failure for _, failure in sorted((getattr(error, "worker_failures", None) or {}).items())]
-    raised = [getattr(failure, "_base_exc", None) for failure in failures]  # None: the worker did not raise, it was lost
-    for cause in raised:
-        if isinstance(cause, UserError):
-            return cause
-    bugs = [cause for cause in raised if cause is not None and not isinstance(cause, TRANSIENT)]
-    if bugs and len(bugs) == len(raised):
+    for failure in failures:
+        if isinstance(failure, UserError):
+            return failure
+    # An error of Ray's own stands for a worker that did not raise one: it was lost.
+    bugs = [failure for failure in failures if not type(failure).__module__.startswith("ray.") and not isinstance(failure, TRANSIENT)]
+    if bugs and len(bugs) == len(failures):
         return bugs[0]
     return WorkerLost(str(failures[0] if failures else error))
 
