@@ -51,7 +51,7 @@ class ShapesConfig(Settings):
 
     size: int = bounded(96, 24, 1024)
     """Side of the square pictures, pixels."""
-    train: int = bounded(1000, 1, 1_000_000)
+    train: int = bounded(1500, 1, 1_000_000)
     """Pictures of the split `train`."""
     val: int = bounded(200, 0, 1_000_000)
     """Pictures of the split `val`."""
@@ -63,19 +63,19 @@ class ShapesConfig(Settings):
     """Length of an object, pixels of 96; times 0.85 where there are two."""
     aspect: tuple[float, float] = bounded((0.42, 0.52), 0.2, 1)
     """Width of an object over its length."""
-    head_area: tuple[float, float] = bounded((0.08, 0.12), 0, 0.3)
+    head_area: tuple[float, float] = bounded((0.13, 0.18), 0, 0.3)
     """Area of the head over that of the object."""
-    head_missing: float = bounded(0.25, 0, 1)
+    head_missing: float = bounded(0.23, 0, 1)
     """Share of objects without a head."""
-    head_saturation: tuple[float, float] = bounded((0.5, 1.0), 0, 1)
+    head_saturation: tuple[float, float] = bounded((0.9, 1.0), 0, 1)
     """How strong the ring's hue is; 0 is gray."""
-    own_texture: float = bounded(0.92, 0, 1)
+    own_texture: float = bounded(0.93, 0, 1)
     """Share of bodies with the texture and tint of their own class, the others have another's."""
     texture_amplitude: float = bounded(0.20, 0, 0.5)
     """Half the difference between a texture's light and dark."""
     texture_period: tuple[float, float] = bounded((6.5, 9.0), 3, 48)
     """Period of a texture, pixels of 96."""
-    body_opacity: tuple[float, float] = bounded((0.35, 1.0), 0, 1)
+    body_opacity: tuple[float, float] = bounded((0.28, 0.95), 0, 1)
     """Opacity of a body: at the low end its outline is fainter than the background's own variation."""
     clutter: float = bounded(0.75, 0, 1)
     """Probability of each of the two ellipses and two discs below the objects."""
@@ -302,7 +302,8 @@ def _paint(picture: np.ndarray | None, item: Blob | Disc, size: int = 0) -> tupl
         along = np.cos(item.angle) * columns + np.sin(item.angle) * rows
         across = np.cos(item.angle) * rows - np.sin(item.angle) * columns
         norm = (np.abs(along / item.half_length) ** 2.5 + np.abs(across / item.half_width) ** 2.5) ** 0.4
-        cover = np.clip((1 - norm) * item.half_width + 0.5, 0, 1)
+        radius = np.sqrt(along**2 + across**2) + 1e-3
+        cover = np.clip(radius / (norm + 1e-3 / item.half_length) - radius + 0.5, 0, 1)  # distance from the outline along the radius
         color = TINTS[item.kind // TEXTURES] + item.amplitude * _texture(item, along, across)[..., None]
         opacity = item.opacity
     if picture is not None:
