@@ -19,11 +19,10 @@ STUDY = Experiment(
 # Everything at a size for two cores: few pictures, small and not pre-trained, so that the scores mean nothing but that all stages work.
 SMOKE = {
     "data.limit": 20, "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train",
-    "classifier.backbone": "resnet18", "classifier.weights": "none", "classifier.epochs": 3, "classifier.batch": 8,
-    "classifier.lr": 0.01, "classifier.transform.resize_low": 72,
-    "classifier.transform.resize_high": 128, "classifier.transform.crop": 96, "cam.long_side": 128,
-    "rib.steps": 3, "rib.batch": 3, "rib.lr": 1e-4, "rib.margin": 60.0,
-    "scoring.low": 0.05, "scoring.high": 0.6,
+    "classifier.backbone": "resnet18", "classifier.weights": "none", "classifier.validate": "end", "classifier.optimizer": "adam",
+    "classifier.epochs": 18, "classifier.batch": 10, "classifier.lr": 5e-4, "classifier.lr_classifier_factor": 1.0,
+    "classifier.transform.resize_low": 72, "classifier.transform.resize_high": 112, "classifier.transform.crop": 80,
+    "cam.long_side": 112, "rib.steps": 3, "rib.batch": 3, "rib.lr": 1e-4, "rib.margin": 60.0, "scoring.low": 0.05, "scoring.high": 0.6,
 }  # fmt: skip
 
 if __name__ == "__main__":
