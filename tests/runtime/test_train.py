@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import tiny_task
 from tiny_task import TinyTask, same_bits
 
 from seedbed import loop
+from seedbed.loop import checkpoint
 from seedbed.types import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -35,6 +39,7 @@ def test_one_worker_gives_the_bits_of_this_process(on_ray: Any, tmp_path: Path) 
     lines: list[Any] = []
     on_ray(TinyTask(), tmp_path / "ray", workers=1, report=lines.append)
     assert same_bits(tmp_path / "ray", tmp_path / "here")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C has become Ray's"
     assert lines == loop.read_log(tmp_path / "ray") and lines[-1]["step"] == 24
     assert not (tmp_path / "ray" / ".ray").exists(), "Ray's own files are left behind"
 
@@ -73,3 +78,19 @@ def test_storage_has_a_name_of_its_own(on_ray: Any, tmp_path: Path, monkeypatch:
         on_ray(TinyTask(steps=4), Path(name))
         os.rename(name, f"{name}-done")
     assert same_bits(tmp_path / "first-done", tmp_path / "second-done")
+
+
+def test_interrupted(on_ray: Any, tmp_path: Path) -> None:
+    """Ctrl-C ends the workers and is KeyboardInterrupt; the training goes on from its checkpoint."""
+
+    def press() -> None:
+        while checkpoint.stamp(tmp_path) is None:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(TinyTask(delay=0.2, steps=600), tmp_path)
+    with checkpoint.only_writer(tmp_path, patience=20):  # its worker is gone
+        pass
+    assert checkpoint.stamp(tmp_path) is not None and not (tmp_path / "weights.pt").exists()

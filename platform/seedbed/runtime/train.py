@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,7 @@ def _refuse_missing_gpus(ray: Any, workers: int, device: str) -> None:
 
 def _fit(task: Task, folder: Path, workers: int, device: str, threads: int) -> None:
     """One attempt. Restarts are ours: Ray Train counts failures, not failures without progress."""
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -80,11 +84,29 @@ def _fit(task: Task, folder: Path, workers: int, device: str, threads: int) -> N
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupt():
+            trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
+    except RayActorError as error:  # the actor that watches over the workers
+        raise WorkerLost(str(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ray Train ends its workers on Ctrl-C, then the whole program with status 0, and keeps that up after the training. Here Ctrl-C is
+    KeyboardInterrupt, then as ever."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def _resources(device: str, threads: int) -> dict[str, float]:
