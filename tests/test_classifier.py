@@ -321,14 +321,14 @@ def test_adam_for_small_networks(make_store: Make, make_task: Task) -> None:
 
 def test_it_learns(make_store: Make, make_task: Task, tmp_path: Path) -> None:
     """Colors of patches, from few pictures."""
-    task = make_task(make_store(train=40, val=12), SMALL.replace(epochs=12))
+    task = make_task(make_store(train=40, val=12), SMALL.replace(epochs=8, lr=8e-3))
     loop.train(task, tmp_path)
     log = loop.read_log(tmp_path)
     maps, losses = ([line[name] for line in log if name in line] for name in ("val/mAP", "val/loss"))
-    assert len(maps) == 12 and maps[-1] > 95 and losses[-1] < 0.6 * losses[0]
+    assert len(maps) == 8 and maps[-1] > 95 and losses[-1] < 0.6 * losses[0]
     facts = log[0]["facts"]
     assert facts["initial_weights"] == "none" and facts["pictures"] == 40 and facts["validation_pictures"] == 12
-    assert facts["settings"]["trained"] == "all" and facts["settings"]["epochs"] == 12
+    assert facts["settings"]["trained"] == "all" and facts["settings"]["epochs"] == 8
 
 
 # --- validation -----------------------------------------------------------------------------------------

@@ -58,16 +58,14 @@ def _one(momentum: float | None, **kwargs: object) -> tuple[Tensor, PolySGD]:
     return weight, PolySGD([{"params": [weight]}], 0.1, 0.05, 6, momentum=momentum, **kwargs)  # type: ignore[arg-type]
 
 
-def test_momentum_given_is_torchs_sgd() -> None:
+def test_momentum_given_is_ordinary_sgd() -> None:
     gradients = torch.randn(6, 2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     ours, optimizer = _one(0.9)
-    reference = torch.nn.Parameter(ours.detach().clone())
-    sgd = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=0.05)
+    expected, buffer = ours.detach().double(), torch.zeros(2, 3, 2, 2, dtype=torch.float64)
     for step, gradient in enumerate(gradients):
-        sgd.param_groups[0]["lr"] = 0.1 * (1 - step / 6) ** 0.9
-        reference.grad = gradient.clone()
-        sgd.step()
-    torch.testing.assert_close(_grown(optimizer, ours, gradients), reference.detach(), atol=1e-6, rtol=0)
+        buffer = 0.9 * buffer + gradient + 0.05 * expected
+        expected = expected - 0.1 * (1 - step / 6) ** 0.9 * buffer
+    torch.testing.assert_close(_grown(optimizer, ours, gradients), expected.float(), atol=1e-6, rtol=0)
 
 
 def test_gradients_laid_out_otherwise() -> None:
@@ -129,16 +127,19 @@ def test_state_of_other_groups_is_refused() -> None:
         PolySGD([{"params": two.param_groups[0]["params"]}] * 2, 0.1, 0, 3)
 
 
-def test_adam_is_torchs() -> None:
+def test_adam_by_hand() -> None:
+    """Kingma and Ba 2015, algorithm 1, in float64; weight decay added to the gradient."""
     gradients = torch.randn(5, 7, generator=torch.Generator().manual_seed(5))
-    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
-    optimizer = Adam([{"params": [ours]}], 0.01, 0.1, Constant())
-    reference = torch.optim.Adam([theirs], lr=0.01, weight_decay=0.1)
-    for gradient in gradients:
-        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+    expected, first, second = weight.detach().double(), torch.zeros(7).double(), torch.zeros(7).double()
+    optimizer = Adam([{"params": [weight]}], 0.01, 0.1, Constant())
+    for n, gradient in enumerate(gradients, 1):
+        weight.grad = gradient.clone()
         optimizer.step()
-        reference.step()
-    torch.testing.assert_close(ours.detach(), theirs.detach(), atol=1e-7, rtol=0)
+        decayed = gradient.double() + 0.1 * expected
+        first, second = 0.9 * first + 0.1 * decayed, 0.999 * second + 0.001 * decayed**2
+        expected = expected - 0.01 * (first / (1 - 0.9**n)) / ((second / (1 - 0.999**n)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected.float(), atol=1e-6, rtol=0)
 
 
 def test_the_compiler_is_not_loaded() -> None:
