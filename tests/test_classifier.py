@@ -371,6 +371,16 @@ def test_validation_changes_no_bit(make_store: Make, make_task: Task, tmp_path: 
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
+def test_two_workers(make_store: Make, make_task: Task, tmp_path: Path) -> None:
+    """Uneven shares, a picture that one of them can't decode, validation put together from both."""
+    task = make_task(make_store(train=40, val=12, broken=(3, 43)), SMALL.replace(batch=5, epochs=6, precision="bf16"))
+    loop.train_locally(task, tmp_path, workers=2)
+    log = loop.read_log(tmp_path)
+    assert [line["val/mAP"] for line in log if "val/mAP" in line][-1] > 80
+    assert {line["set_aside"]["id"] for line in log if "set_aside" in line} == {"p003", "p043"}
+
+
 @pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20), (28, 28)])
 def test_top_left(height: int, width: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
