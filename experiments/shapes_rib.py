@@ -1,8 +1,11 @@
 """RIB on the embedded shapes set: the whole study without a download, CAM and RIB side by side over three seeds.
 
 Paper: Lee et al., "Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation", NeurIPS 2021; the set: docs/shapes.md.
+
 Command: python experiments/shapes_rib.py            (= make demo)
+
 Run time: about 6 min on two cores; --smoke about 1 min.
+
 Expected: docs/shapes.md has five seeds; RIB is not made to win here.
 """
 

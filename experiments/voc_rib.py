@@ -1,10 +1,12 @@
 """RIB on PASCAL VOC 2012: classifier, per-image fine-tuning, seeds and their scores.
 
 Paper: Lee et al., "Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation", NeurIPS 2021, Table 1 (seed).
+
 Command: python datasets/voc2012/prepare.py --devkit VOCdevkit --out voc2012
          python experiments/voc_rib.py --data.store voc2012
-Run time: paper settings, maps of all 10,582 pictures, about 2.5 h on one H200 (not yet measured; counted in docs/performance.md);
-          --smoke on two cores about 2 min.
+
+Run time: hours on a GPU at paper settings (maps of 10,582 pictures; not measured yet); --smoke about 2 min on two cores.
+
 Expected: seed mIoU on train 48.8 (CAM) and 56.5 (RIB) with ImageNet weights and the best threshold on train.
 """
 

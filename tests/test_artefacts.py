@@ -202,3 +202,21 @@ def test_open_stage_lists_what_there_is(tmp_path: Path) -> None:
         open_stage(tmp_path, "maps")
     assert "cam:k1" in caught.value.remedy and "rib:k2" in caught.value.remedy
     assert len(find_stages(tmp_path)) == 2
+
+
+def test_a_finished_stage_that_lost_records_is_whole_no_more(tmp_path: Path) -> None:
+    s = stage(tmp_path)
+    with s.writer() as writer:
+        writer.add(record(1))
+        writer.add(record(2))
+    s.set_aside("p0003", "truncated")
+    digest = s.finish(computed=2, seconds=0)["digest"]
+    shard = next(s.folder.glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:50])
+    assert s.found() is None and s.manifest is None
+    assert s.pending(["p0001", "p0002", "p0003"]) == ["p0001", "p0002"]
+    with s.writer() as writer:
+        writer.add(record(1))
+        writer.add(record(2))
+    manifest = s.finish(computed=2, seconds=0)
+    assert manifest["digest"] == digest and manifest["set_aside"] == [{"id": "p0003", "reason": "truncated"}]

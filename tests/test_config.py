@@ -68,3 +68,11 @@ def test_an_error_crosses_processes_whole() -> None:
 
     error = pickle.loads(pickle.dumps(UserError("m", remedy="r", file="f", field="--x")))
     assert error.text() == "error: m\n  file:   f\n  field:  --x\n  remedy: r"
+
+
+def test_a_preset_in_name_only_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        Inner(preset="wide").check()
+    assert "named" in caught.value.remedy
+    Inner.named("wide", folder="x").check()
+    Inner().with_preset("wide").check()

@@ -246,3 +246,31 @@ def test_nothing_to_export_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         export(tmp_path, "seed", tmp_path / "png")
     assert "seeds" in caught.value.message
+
+
+def test_what_chooses_the_threshold_is_in_the_key(reference: Path) -> None:
+    from seedbed.stages import Study
+
+    def keys(**changes: Any) -> tuple[str, str]:
+        study = Study.open(tiny(reference, **changes), dry=True)
+        return study.seeds_stage("rib", 0).key, study.seeds_stage("centred_box", 0).key
+
+    plain = keys()
+    assert keys(**{"scoring.absent_classes": "zero"})[0] != plain[0]
+    assert keys(**{"scoring.high": 0.3})[0] != plain[0]
+    assert keys(**{"scoring.threshold_source": "fixed", "scoring.threshold": 0.1})[0] != plain[0]
+    held_out = {"scoring.threshold_source": "held-out", "scoring.held_out_split": "val"}
+    assert keys(**held_out)[0] != plain[0]
+    assert keys(**{"scoring.high": 0.3})[1] == plain[1], "a row without a network has no threshold"
+
+
+def test_held_out_threshold(tmp_path: Path) -> None:
+    result = run(tiny(tmp_path / "out", method="cam", **{"scoring.threshold_source": "held-out", "scoring.held_out_split": "val"}))
+    row = next(r for r in result.rows if r["method"] == "cam" and r["metric"] == "mIoU" and r["stage"] == "seed")
+    assert row["protocol"]["threshold"]["source"] == "held-out" and row["protocol"]["threshold"]["split"] == "val"
+    assert row["protocol"]["images"] == 10 and len(find_stages(tmp_path / "out", "thresholds")) == 2
+
+
+def test_pictures_that_were_not_trained_on_are_oracle_rows(tmp_path: Path) -> None:
+    result = run(tiny(tmp_path / "out", method="cam", **{"data.map_limit": 20}))
+    assert all(r["protocol"]["labels"]["oracle"] for r in result.rows if r["stage"] == "seed")

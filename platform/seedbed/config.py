@@ -99,6 +99,22 @@ class Settings:
         """This class's values of a named preset laid over these settings."""
         return dataclasses.replace(self, **{**self.PRESETS[name], "preset": name})
 
+    @classmethod
+    def named(cls, preset: str, **changes: Any) -> Self:
+        """The settings of a preset, with changes: `RibConfig.named("paper", steps=20)`."""
+        return cls().with_preset(preset).replace(**changes)
+
+    def _check_preset(self, prefix: str) -> None:
+        """A preset that was only written into its field has set nothing: the record would name what did not happen."""
+        name = str(getattr(self, "preset", ""))
+        if name not in self.PRESETS or name == type(self)().preset:  # type: ignore[attr-defined]
+            return
+        plain, values = type(self)(), self.PRESETS[name]
+        differ = [f for f, value in values.items() if getattr(plain, f) != value]
+        if differ and all(getattr(self, f) == getattr(plain, f) for f in differ):
+            remedy = f"write {type(self).__name__}.named({name!r}, ...) or .with_preset({name!r})"
+            raise UserError(f"preset {name!r} is named, but none of its values is set", field=f"--{prefix}preset", remedy=remedy)
+
     def check(self, prefix: str = "") -> None:
         """Ranges and types of every field, then `check_together`; raises UserError naming the field as the command line spells it."""
         hints = typing.get_type_hints(type(self))
@@ -108,6 +124,7 @@ class Settings:
                 value.check(f"{prefix}{f.name}.")
             else:
                 _check_field(f"--{prefix}{f.name}".replace("_", "-"), value, hints[f.name], f.metadata)
+        self._check_preset(prefix)
         self.check_together(prefix)
 
     def check_together(self, prefix: str) -> None:

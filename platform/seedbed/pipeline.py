@@ -5,6 +5,8 @@ The study asks an Executor for work and a Tracker for the record, two small prot
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +118,7 @@ class ShapesExperiment(Experiment):
         folder = self.folder() / "data"
         if dry and not folder.exists():
             folder = Path(tempfile.mkdtemp(prefix="seedbed-explain-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return open_store(make_shapes(folder, self.shapes))
 
 
@@ -133,6 +136,8 @@ class Keys:
         held_out = scoring.threshold_source == "held-out"
         self.held_out_ids = self._select(scoring.held_out_split) if held_out else []
         # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
+        self.train_ids, damaged = data.select(store, data.train_split)
+        self.left_out_of_training = tuple(damaged)
         self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
 
     def _select(self, split: str) -> list[str]:
@@ -150,7 +155,7 @@ class Keys:
             "method": "cam",
             "seed": seed,
             "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(e.data.select(self.store, e.data.train_split)[0]),
+            "inputs": self.store.inputs_checksum(self.train_ids),
             **self.resources(),
         }
 
@@ -173,14 +178,15 @@ class Keys:
         grid = [float(t) for t in scoring.grid()]
         return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
 
-    def seeds_settings(self, method: str) -> dict[str, Any]:
-        e = self.experiment
-        return {
-            "method": method,
-            "scoring": e.scoring.to_dict(only_key=True),
-            "split": e.data.score_split,
-            "truth": self.store.truth_checksum(self.score_ids),
-        }
+    def seeds_settings(self, method: str, subset: bool) -> dict[str, Any]:
+        """What label maps and their counts depend on, beyond the maps and the sweep that chose the threshold."""
+        scoring, ids = self.experiment.scoring, self.score_ids
+        common = {"method": method, "tolerance": scoring.tolerance, "truth": self.store.truth_checksum(ids)}
+        if method in ("whole_picture", "centred_box"):
+            return {**common, "labels": self.store.inputs_checksum(ids)}
+        source = scoring.threshold_source
+        chosen = {"threshold": scoring.threshold} if source == "fixed" else {"absent": scoring.absent(subset)}
+        return {**common, "source": source, **chosen}
 
 
 def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:
@@ -192,23 +198,28 @@ def code_version(method: str) -> int:
     return int(method_class(method).version)
 
 
-def classifier_task(experiment: Experiment, store: Store, seed: int) -> ClassifierTask:
-    data = experiment.data
+def classifier_task(experiment: Experiment, store: Store, seed: int, left_out: tuple[str, ...] = ()) -> ClassifierTask:
+    """The classifier's training; `left_out` are pictures that it must not look at."""
+    data, config = experiment.data, experiment.classifier.resolved()
+    if config.weights not in ("imagenet", "none"):
+        config = config.replace(weights=str(Path(config.weights).absolute()))  # a worker's folder is another
     return ClassifierTask(
         store=data.store if "://" in data.store else str(store.path),
         cache=data.cache,
         train_split=data.train_split,
-        validation_split=experiment.classifier.validation_split,
-        config=experiment.classifier.resolved(),
+        validation_split=config.validation_split,
+        config=config,
         seed=seed,
         limit=data.limit,
+        left_out=left_out,
     )
 
 
 def explain(experiment: Experiment, say: Callable[[str], None] = print) -> None:
     """One line per stage: name, key, state, reason. Nothing is run and nothing written."""
+    from seedbed.local import local_device
     from seedbed.stages import Study
 
     experiment.check()
-    for line in Study.open(experiment, dry=True).explanation():
+    for line in Study.open(experiment, device=local_device(experiment.run.device), dry=True).explanation():
         say(line)

@@ -18,6 +18,7 @@ from seedbed.metrics.region import Confusion
 from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import protocol_record, repetition_rows, score_rows
 from seedbed.seeds import SweepCounts, Threshold
+from seedbed.types import UserError
 
 if TYPE_CHECKING:
     from seedbed.stages import Study
@@ -45,7 +46,7 @@ def seed_rows(study: Study, stage: Stage, method: str, seed: int, threshold: Thr
 def protocol_of(study: Study, *, images: int, split: str, threshold: Threshold | None, network: bool) -> dict[str, Any]:
     """The protocol record of one row; a row without a network has no weights, scales or threshold."""
     e, info = study.experiment, study.store.info
-    trained_on = set(study.store.ids(e.data.train_split))
+    trained_on = set(study.keys.train_ids)
     return protocol_record(
         dataset=info.dataset,
         split=split,
@@ -87,11 +88,8 @@ def parent_metrics(study: Study) -> dict[str, float]:
     for r in mine:
         by_name[f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}"].append(r["value"])
     out = {name: float(np.mean(values)) for name, values in by_name.items()}
-    plain = [r["value"] for r in study.rows if r["method"] == "cam" and r["metric"] == "mIoU" and isinstance(r["seed"], int)]
-    if last != "cam" and plain:
-        split = study.experiment.data.score_split
-        out[f"seed/{split}/mIoU/cam"] = float(np.mean(plain))
-    return out
+    precision = [r["value"] for r in validation_rows(study)]
+    return out | ({"val/mAP": float(np.mean(precision))} if precision else {})
 
 
 def conclude(study: Study, began: float) -> StudyResult:
@@ -134,13 +132,11 @@ def initial_weights(study: Study) -> str:
 def validation_rows(study: Study) -> list[dict[str, Any]]:
     """Mean average precision of each classifier on its validation split, where there was one."""
     rows = []
-    e = study.experiment
-    split = e.classifier.validation_split
     for seed in study.seeds:
         figures = (study.classifier_stage(seed).manifest or {}).get("summary", {}).get("validation", {})
         if "val/mAP" in figures:
-            images = len(e.data.select(study.store, split)[0])
-            protocol = protocol_of(study, images=images, split=split, threshold=None, network=True)
+            split = figures["split"]
+            protocol = protocol_of(study, images=figures["images"], split=split, threshold=None, network=True)
             protocol |= {
                 "labels": {**protocol["labels"], "oracle": False},
                 "scales": [1.0],
@@ -288,6 +284,6 @@ def run_record(study: Study, began: float, status: str, failure: BaseException |
 
 def write_run_record(study: Study, began: float, status: str, failure: BaseException | None) -> None:
     aside = any(s.set_aside for s in study.summaries)
-    exit_status = {"FINISHED": 3 if aside else 0, "KILLED": 130}.get(status, 2)
+    exit_status = {"FINISHED": 3 if aside else 0, "KILLED": 130}.get(status, 2 if isinstance(failure, UserError) else 1)
     record = {**run_record(study, began, status, failure), "exit_status": exit_status}
     write_atomically(study.out / "run.json", json.dumps(record, indent=1, default=str).encode())

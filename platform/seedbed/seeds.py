@@ -26,7 +26,7 @@ class SeedConfig(Settings):
         "irn": {"threshold_source": "fixed", "threshold": 0.15, "low": 0.20, "high": 0.49, "step": 0.01},
     }
 
-    preset: Literal["rib", "rib-coco", "seam", "irn"] = "rib"
+    preset: Literal["rib", "rib-coco", "seam", "irn"] = setting("rib", key=False)
     """Grid and source of the threshold: RIB on VOC (0.20 to 0.49) or COCO (0.10 to 0.50), SEAM and HFPL (0 to 0.59), IRN (fixed 0.15)."""
     threshold_source: Source = "oracle"
     """oracle: best on the scored split against its masks, as the papers print seeds; held-out: best on another split; fixed: as given."""

@@ -5,6 +5,7 @@ classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Stage
 from seedbed.artefacts.records import unpack, weights_record
 from seedbed.config import digest
 from seedbed.data import Store
+from seedbed.data.companions import CompanionPool
 from seedbed.local import Executor, ImageWork, Tracker
 from seedbed.loop import read_log
+from seedbed.methods import method_class
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
 from seedbed.types import UserError
@@ -68,14 +71,47 @@ class Study:
     def check(self) -> None:
         """Combinations of settings and data that can't work are said now, not after an hour."""
         e = self.experiment
+        for method in self.methods:
+            method_class(method)(*pipeline.method_settings(e, method))  # what does not fit together is said by the method
+        if self.dry:
+            return
         self._check_weights()
+        self.task(e.seed).open()
+        self._check_scored()
         if e.method == "rib" and e.rib.companion_rows > 0:
-            pool = len(e.data.select(self.store, e.data.companion_split)[0])
-            if e.rib.companion_rows >= pool:
-                message = f"--rib.batch is {e.rib.batch:,}, but {e.data.companion_split} has {pool:,} pictures to choose companions from"
-                raise UserError(message, field="--rib.batch", remedy=f"give a number below {pool:,}")
+            most = self._most_companions()
+            if e.rib.companion_rows > most:
+                message = f"--rib.batch is {e.rib.batch:,}, but no picture has more than {most:,} companions in {e.data.companion_split}"
+                raise UserError(message, field="--rib.batch", remedy="give a smaller number, or a larger --data.companion-split")
         if not self.keys.score_ids:
             raise UserError(f"{e.data.score_split} has no pictures", field="--data.score-split", remedy="name a split that has some")
+
+    def _most_companions(self) -> int:
+        """The largest number of companions that any picture of the map split can have."""
+        e, store = self.experiment, self.store
+        ids = e.data.select(store, e.data.companion_split)[0]
+        ids = [i for i, there in zip(ids, store.has_label(ids), strict=True) if there]
+        if e.rib.companions == "random":
+            return max(len(ids) - 1, 0)
+        counts = CompanionPool(store.labels(ids), ids).disjoint_counts(store.labels(self.keys.map_ids))
+        return int(counts.max()) if len(counts) else 0
+
+    def _check_scored(self) -> None:
+        """A split that is scored, or that chooses the threshold, has masks; and they are two."""
+        e = self.experiment
+        if e.until == "maps":
+            return
+        for flag, split, ids in (
+            ("--data.score-split", e.data.score_split, self.keys.score_ids),
+            ("--scoring.held-out-split", e.scoring.held_out_split, self.keys.held_out_ids),
+        ):
+            if ids and not self.store.has_mask(ids).any():
+                raise UserError(f"the pictures of {split} have no masks", field=flag, remedy="name a split with masks, or say --until maps")
+        if e.scoring.threshold_source == "held-out" and e.scoring.held_out_split == e.data.score_split:
+            message = f"the threshold of {e.data.score_split} would be chosen on {e.data.score_split} itself"
+            raise UserError(
+                message, field="--scoring.held-out-split", remedy="name another split, or say --scoring.threshold-source oracle"
+            )
 
     def _check_weights(self) -> None:
         """Initial weights are read here first: a missing, hostile or foreign file is said before anything is started."""
@@ -83,12 +119,17 @@ class Study:
         from seedbed.models.weights import load_weights
 
         weights = self.experiment.classifier.weights
-        if weights == "none" or self.dry:
+        if weights == "none":
             return
         if weights != "imagenet" and not Path(weights).exists():
             remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
             raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
-        if any(self.classifier_stage(seed).manifest is None for seed in self.seeds):
+        here = self.keys.device
+        found = []
+        for self.keys.device in ("cpu", "cuda"):  # which of them the cluster has is not known yet
+            found.append(all(self.classifier_stage(seed).manifest is not None for seed in self.seeds))
+        self.keys.device = here
+        if not any(found):
             model = build_network(self.experiment.classifier.backbone, len(self.store.info.classes))
             print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)
 
@@ -125,8 +166,18 @@ class Study:
         return self._stage("thresholds", self.keys.sweep_settings(ids, split), THRESHOLDS, inputs, VERSIONS["thresholds"], method)
 
     def seeds_stage(self, method: str, seed: int) -> Stage:
-        inputs = {} if method in BASELINES else {"maps": self.maps_stage(method, seed).key}
-        return self._stage("seeds", self.keys.seeds_settings(method), SEEDS, inputs, VERSIONS["seeds"], method)
+        inputs = {}
+        if method not in BASELINES:
+            inputs = {"maps": self.maps_stage(method, seed).key}
+            inputs |= {f"thresholds {stage.settings['split']}": stage.key for stage in self.choosing(method, seed)}
+        return self._stage("seeds", self.keys.seeds_settings(method, self.subset), SEEDS, inputs, VERSIONS["seeds"], method)
+
+    def choosing(self, method: str, seed: int) -> list[Stage]:
+        """The sweeps that a method's threshold is taken from: none where it is fixed."""
+        e = self.experiment
+        if e.scoring.threshold_source == "held-out":
+            return [self.thresholds_stage(method, seed, e.scoring.held_out_split, self.keys.held_out_ids)]
+        return [self.thresholds_stage(method, seed)] if e.scoring.threshold_source == "oracle" else []
 
     def plan(self) -> Iterator[tuple[str, Stage]]:
         """Every stage of the study in order, with its label; a stage that two repetitions share comes once."""
@@ -136,7 +187,8 @@ class Study:
             for method in self.methods:
                 stages.append((f"maps {method}", self.maps_stage(method, seed)))
                 if self.experiment.until != "maps":
-                    stages.append((f"thresholds {method}", self.thresholds_stage(method, seed)))
+                    sweeps = {s.key: s for s in (self.thresholds_stage(method, seed), *self.choosing(method, seed))}
+                    stages += [(f"thresholds {method}", sweep) for sweep in sweeps.values()]
                     stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
             if self.experiment.until != "maps":
                 stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
@@ -184,7 +236,8 @@ class Study:
             failure = error
             raise
         finally:
-            results.write_run_record(self, began, status, failure)
+            with contextlib.suppress(UserError) if failure is not None else contextlib.nullcontext():  # the first error counts
+                results.write_run_record(self, began, status, failure)
             tracker.end(status)
 
     def repetition(self, seed: int) -> None:
@@ -203,9 +256,12 @@ class Study:
         stage = self.classifier_stage(seed)
         with self.recorded("classifier", stage, None, seed) as child:
             if stage.manifest is None:
-                self._train(stage, pipeline.classifier_task(self.experiment, self.store, self.classifier_seed(seed)))
-                for entry in read_log(stage.folder):
-                    self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
+                self._train(stage, self.task(seed))
+            for entry in read_log(stage.folder):
+                self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
+
+    def task(self, seed: int) -> Any:
+        return pipeline.classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
 
     def _train(self, stage: Stage, task: Any) -> None:
         import torch
@@ -226,8 +282,11 @@ class Study:
             if "set_aside" in entry:
                 stage.set_aside(entry["set_aside"]["id"], entry["set_aside"]["reason"])
         figures = {name: value for entry in entries for name, value in entry.items() if name.startswith("val/")}
+        if figures:
+            split = self.experiment.classifier.validation_split
+            figures |= {"split": split, "images": len(self.experiment.data.select(self.store, split)[0])}
         stage.finish(computed=len(weights), seconds=time.perf_counter() - began, summary={"validation": figures, "steps": task.steps})
-        for leftover in ("weights.pt", "checkpoint.pt"):
+        for leftover in ("weights.pt", "checkpoint.pt", "checkpoint.damaged", ".training"):
             (stage.folder / leftover).unlink(missing_ok=True)
 
     def localise(self, method: str, seed: int) -> None:
@@ -321,7 +380,7 @@ class Study:
                 with self.progress.stage(label, total=len(ids), done=len(ids) - len(todo)) as line:
                     computed = self.executor.map_images(work, ids, stage, line) if todo else 0
                 aside = stage.set_aside_reasons()
-                if ids and len(aside) == len(ids):
+                if ids and aside and not len(stage.records()):
                     ident, reason = next(iter(aside.items()))
                     stage.discard()
                     message = f"every picture of {name} {method} failed; {ident}: {reason}"
@@ -332,7 +391,7 @@ class Study:
     @contextmanager
     def recorded(self, name: str, stage: Stage, method: str | None, seed: int) -> Iterator[str]:
         """A child run in the tracker and a line in the summary; a whole artefact is marked as found."""
-        if stage.manifest is not None:
+        if stage.manifest is not None and not any(s.key == stage.key for s in self.summaries):
             stage.found()
         tags = {"seedbed.kind": "stage", "seedbed.stage": name, "seedbed.key": stage.key, "seedbed.seed": str(seed)}
         if method is not None:

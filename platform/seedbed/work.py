@@ -64,6 +64,8 @@ class LocaliseWork:
         from seedbed.methods import method_class
 
         torch.set_num_threads(self.threads)
+        # fp32 means fp32: a GPU's convolutions would else be done in TF32, which moves the maps in the third digit.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         store = open_store(self.store, cache=self.cache)
         method = method_class(self.method)(*self.settings)
         model = load_classifier(self.classifier, self.network, len(store.info.classes), self.device)

@@ -81,12 +81,21 @@ def _feed(sink: Any, value: Any) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Written beside, fsync, rename, fsync of the folder: a reader sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as sink:
-        sink.write(content)
-        sink.flush()
-        os.fsync(sink.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
     _fsync_folder(path.parent)
+
+
+def _unwritten(path: Path, error: OSError) -> UserError:
+    remedy = "make room on the disk and start again: finished records are kept"
+    return UserError(f"{path.name} can't be written: {error.strerror}", file=path.parent, remedy=remedy)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -134,6 +143,8 @@ class Fragments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: list[Path] = []
+        self.damaged: list[Path] = []
+        """Files that can't be read. fsync comes before rename, so this is damage from outside; their records are computed again."""
         self._where: dict[str, tuple[int, int, int]] = {}
         self.hashes: dict[str, str] = {}
         self._open: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
@@ -146,9 +157,10 @@ class Fragments:
             with pa.memory_map(str(path)) as source:
                 reader = pa.ipc.open_file(source)
                 rows = [(b, reader.get_batch(b).select(["id", "hash"]).to_pydict()) for b in range(reader.num_record_batches)]
-        except (pa.ArrowInvalid, OSError):
-            # fsync comes before rename, so this is damage from outside; its records are computed again.
-            path.rename(path.with_suffix(".damaged"))
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # the system's trouble, not the file's
+            self.damaged.append(path)
             return
         self._files.append(path)
         for b, batch in rows:
@@ -240,9 +252,7 @@ def _write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        message = f"{path.name} can't be written: {error.strerror}"
-        remedy = "make room on the disk and start again: finished records are kept"
-        raise UserError(message, file=path.parent, remedy=remedy) from error
+        raise _unwritten(path, error) from error
     _fsync_folder(path.parent)
 
 
@@ -279,6 +289,8 @@ class Stage:
         if self.manifest is not None:
             return []
         known = self.records()
+        for path in known.damaged:
+            path.rename(path.with_suffix(".damaged"))
         aside = self.set_aside_reasons()
         return [i for i in ids if i not in known and i not in aside]
 
@@ -326,10 +338,18 @@ class Stage:
             path.unlink(missing_ok=True)
         return manifest
 
-    def found(self) -> dict[str, Any]:
-        """The manifest of a whole artefact, with `computed` set to what this call computed: nothing."""
+    def found(self) -> dict[str, Any] | None:
+        """The manifest of a whole artefact, with `computed` set to what this call computed: nothing.
+
+        None where records that it counts are damaged or gone: then it is whole no more, and what is missing is made again.
+        """
         manifest = self.manifest
         assert manifest is not None
+        if len(self.records()) != manifest["count"]:
+            for aside in manifest["set_aside"]:
+                self.set_aside(aside["id"], aside["reason"])
+            (self.folder / "manifest.json").unlink()
+            return None
         for leftover in self.folder.glob("fragment-*.arrow"):  # a kill between the manifest and the clean-up
             leftover.unlink(missing_ok=True)
         if manifest["computed"]:

@@ -47,6 +47,8 @@ class ClassifierTask:
     """What the method's class is constructed with."""
     limit: int = 0
     """At most so many pictures of each split, evenly over its list; 0: all."""
+    left_out: tuple[str, ...] = ()
+    """Pictures of the training split that were found damaged and are not looked at."""
     set_aside: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +78,7 @@ class ClassifierTask:
         self._store = store
 
     def _labelled(self, store: Store) -> list[str]:
-        ids = evenly(store.ids(self.train_split), self.limit)
+        ids = [ident for ident in evenly(store.ids(self.train_split), self.limit) if ident not in self.left_out]
         has = store.has_label(ids)
         if not has.any():
             message = f"no picture of split {self.train_split!r} has a class label"

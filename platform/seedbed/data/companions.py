@@ -17,6 +17,7 @@ from torch import Tensor
 from seedbed.data.settings import evenly
 from seedbed.data.store import Store
 from seedbed.data.transforms import TrainTransform, generator
+from seedbed.types import UserError
 
 Exhausted = Literal["reshuffle", "stop"]
 
@@ -107,30 +108,42 @@ class CompanionSource:
         over = Event()
         step = 0
 
-        def begin() -> list[Future[Tensor]]:
+        def begin() -> list[Future[tuple[str, Tensor]]]:
             """Hands the next step's pictures to the threads; an empty list at the end."""
             nonlocal step
             ids = next(order, []) if steps is None or step < steps else []
-            begun = [self._threads.submit(self._image, over, target, ident, step) for ident in ids]  # type: ignore[union-attr]
-            labels = torch.from_numpy(self.store.labels(ids).astype(np.float32))
-            pending.append((begun, labels))
+            begun = [self._threads.submit(self._image, over, target, labels_c, ident, step) for ident in ids]  # type: ignore[union-attr]
+            pending.append(begun)
             step += 1
             return begun
 
-        pending: list[tuple[list[Future[Tensor]], Tensor]] = []
+        pending: list[list[Future[tuple[str, Tensor]]]] = []
         try:
             begin()
-            while pending[0][0]:
+            while pending[0]:
                 begin()
-                images, labels = pending.pop(0)
-                yield torch.stack([image.result() for image in images]), labels
+                made = [image.result() for image in pending.pop(0)]
+                labels = torch.from_numpy(self.store.labels([ident for ident, _ in made]).astype(np.float32))
+                yield torch.stack([image for _, image in made]), labels
         finally:
             over.set()
-            for images, _ in pending:
+            for images in pending:
                 for image in images:
                     image.cancel()
 
-    def _image(self, over: Event, target: str, ident: str, step: int) -> Tensor:
+    def _image(self, over: Event, target: str, labels_c: np.ndarray, ident: str, step: int) -> tuple[str, Tensor]:
+        """The companion, or, where its picture can't be decoded, the next candidate of the split that can: a bad picture costs no other."""
         if over.is_set():
             raise RuntimeError("nobody waits for this picture any more")
-        return self.transform(self.store[ident].pixels(), generator(self.seed, f"companions/{target}", ident, step))
+        first: UserError | None = None
+        ids = self.candidates(target, labels_c)
+        at = int(np.flatnonzero(ids == ident)[0]) if len(ids) else 0
+        for candidate in (ident, *ids[at + 1 :], *ids[:at]):
+            try:
+                pixels = self.store[str(candidate)].pixels()
+            except UserError as error:
+                first = first or error
+                continue
+            return str(candidate), self.transform(pixels, generator(self.seed, f"companions/{target}", str(candidate), step))
+        assert first is not None
+        raise first

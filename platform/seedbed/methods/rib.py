@@ -70,7 +70,7 @@ class RibConfig(Settings):
 
     PRESETS: ClassVar = {"official": OFFICIAL, "paper": PAPER, "coco": COCO}
 
-    preset: Literal["official", "paper", "coco"] = "official"
+    preset: Literal["official", "paper", "coco"] = setting("official", key=False)
     """A whole set of values: the official code for VOC, the paper's text, or the official code for COCO."""
     margin: float = bounded(600.0, 0, open_low=True)
     """m, in units of the logit sum (600 / 600 / 1000)."""
@@ -343,7 +343,7 @@ class Adaptation:
             held[:rows].backward(gradient)
             scores[i] = held = torch.empty(0)  # the graph goes before the next one comes
         if batch is not None:
-            size = self.settings.companions_per_pass or (len(batch[0]) if self.place.type != "cpu" else fitting(batch[0].shape))
+            size = self.settings.companions_per_pass or fitting(batch[0], self.place, 2**20)
             for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
                 images, labels = images.to(self.place), labels.to(self.place, torch.float32)
                 features = images if self.settings.trained == "all" else self.below(images, self.gradient_dtype)
@@ -376,28 +376,30 @@ class Adaptation:
 
     @torch.no_grad()
     def below(self, images_nchw: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.passes.prefix(images_nchw, dtype)
+        parts = images_nchw.split(fitting(images_nchw, self.place, 2**18))
+        return torch.cat([self.passes.prefix(part, dtype) for part in parts])
 
     def maps(self) -> Maps:
         snapshots = [make_maps(self.views, self.classes, step).sums for step in self.snapshots] if self.settings.snapshots else None
         return make_maps(self.views, self.classes, self.sums, steps=self.steps, ended=self.ended, log=self.log, snapshots=snapshots)
 
 
-def fitting(shape: torch.Size) -> int:
-    """Pictures (n, 3, h, w) of a pass on a CPU: 2^20 pixels fill its caches and amortise reading the weights; more only cost memory."""
-    return max(1, min(shape[0], 2**20 // (shape[2] * shape[3])))
+def fitting(images_nchw: Tensor, place: torch.device, pixels: int) -> int:
+    """Pictures of a pass: all on a GPU. A CPU is quickest where the features stay in its caches and yet amortise reading the weights."""
+    n, _, h, w = images_nchw.shape
+    return n if place.type != "cpu" else max(1, min(n, pixels // (h * w)))
 
 
 def absent_labels(labels: np.ndarray) -> np.ndarray:
     """For the control with wrong labels: as many classes as the picture has, none of them its own, the next ones in cyclic order."""
-    absent = np.flatnonzero(np.asarray(labels) == 0)
+    own, absent = np.flatnonzero(labels), np.flatnonzero(np.asarray(labels) == 0)
     if not len(absent):
         raise UserError(
             "a picture has every class, so there is no wrong label for it", field="--rib.wrong-label", remedy="leave the control out"
         )
     wrong = np.zeros_like(labels)
-    for j, c in enumerate(np.flatnonzero(labels)):
-        wrong[absent[(np.searchsorted(absent, c) + j) % len(absent)]] = 1
+    if len(own):
+        wrong[np.roll(absent, -np.searchsorted(absent, own[0]))[: len(own)]] = 1
     return wrong
 
 
