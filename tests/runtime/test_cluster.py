@@ -230,14 +230,16 @@ def of_session(leader: int) -> list[str]:
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) == leader and fields[0] != "Z":
-                    found.append((entry / "cmdline").read_text().replace("\0", " ")[:100])
+                command = (entry / "cmdline").read_text().replace("\0", " ").strip()[:100]
+                # After a kill -9 Ray's two agents try for a minute to tell the dead head about it, and go then.
+                if int(fields[3]) == leader and fields[0] != "Z" and command not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent"):
+                    found.append(command)
             except (OSError, IndexError):
                 continue
     return found
 
 
-def gone(leader: int, seconds: float = 20) -> bool:
+def gone(leader: int, seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while of_session(leader) and time.monotonic() < until:
         time.sleep(0.2)
