@@ -104,5 +104,6 @@ def plain_rib(
         if abs(result.target_losses[-1]) > margin:
             result.ended = "margin"
             break
+    optimizer.zero_grad()
     model.load_state_dict(saved)
     return result

@@ -96,7 +96,7 @@ class Folded:
                 pairs += [*block.pairs(), *block.shortcut_pair()]
         self.pairs: list[tuple[nn.Conv2d, BatchNorm]] = pairs
         self.folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
-        self.transformed: dict[nn.Conv2d, Tensor] = {}
+        self.kernels: dict[nn.Conv2d, winograd.Kernel] = {}
         for conv, norm in pairs:
             weight = torch.empty_like(conv.weight, memory_format=self.format).requires_grad_(conv.weight.requires_grad)
             self.folded[conv] = (weight, torch.empty_like(norm.bias).requires_grad_(conv.weight.requires_grad))
@@ -112,7 +112,7 @@ class Folded:
 
     def refold(self) -> None:
         """After the weights changed."""
-        self.transformed.clear()
+        self.kernels.clear()
         for conv, norm in self.pairs:
             if conv.weight.requires_grad:
                 self._fold(conv, norm)
@@ -122,9 +122,13 @@ class Folded:
         """Before an update: the gathered gradients go to the parameters (replacing what is there)."""
         for conv, norm in self.pairs:
             weight, shift = self.folded[conv]
-            if weight.grad is None or shift.grad is None:
+            if shift.grad is None:
                 continue
+            transformed = self.kernels[conv].weight_gradient() if conv in self.kernels else None
+            if transformed is not None:
+                weight.grad = _added(weight, transformed)
             assert norm.running_mean is not None
+            assert weight.grad is not None
             factor, unit = self._factor(norm)
             by_factor = torch.linalg.vecdot(weight.grad.flatten(1), conv.weight.flatten(1)) - norm.running_mean * shift.grad
             norm.weight.grad, norm.bias.grad = by_factor * unit, shift.grad
@@ -133,14 +137,14 @@ class Folded:
 
     def _unit(self, x: Tensor, conv: nn.Conv2d, norm: BatchNorm, rectify: bool, shortcut: Tensor | None, *, exact: bool) -> Tensor:
         weight, shift = self.folded[conv]
-        kernel = partial(self._transformed, conv) if self.fast and winograd.pays(x, weight, conv.stride[0]) else None
+        kernel = partial(self._kernel, conv) if self.fast and winograd.pays(x, weight, conv.stride[0]) else None
         return FoldedUnit.apply(x, weight, shift, shortcut, conv.stride[0], rectify, kernel, exact)
 
     @torch.no_grad()
-    def _transformed(self, conv: nn.Conv2d) -> Tensor:
-        if conv not in self.transformed:
-            self.transformed[conv] = winograd.transform_kernel(self.folded[conv][0])
-        return self.transformed[conv]
+    def _kernel(self, conv: nn.Conv2d) -> winograd.Kernel:
+        if conv not in self.kernels:
+            self.kernels[conv] = winograd.Kernel(self.folded[conv][0])
+        return self.kernels[conv]
 
     @torch.no_grad()
     def _fold(self, conv: nn.Conv2d, norm: BatchNorm) -> None:
@@ -162,6 +166,7 @@ class FoldedUnit(torch.autograd.Function):
 
     With channels last a 1x1 convolution is one matrix product, which a CPU does faster than its convolutions, backward above all.
     `kernel` gives the transformed kernel of a 3x3 convolution that is worth `models/winograd.py`; `exact`: only on the way back.
+    Gradients of kernels are not returned but added up in `weight.grad`, or in the transformed kernel.
     """
 
     @staticmethod
@@ -173,7 +178,7 @@ class FoldedUnit(torch.autograd.Function):
         shortcut: Tensor | None,
         stride: int,
         rectify: bool,
-        kernel: Callable[[], Tensor] | None,
+        kernel: Callable[[], winograd.Kernel] | None,
         exact: bool,
     ) -> Tensor:
         low, bias = weight.to(x.dtype), None if shift is None else shift.to(x.dtype)
@@ -199,19 +204,36 @@ class FoldedUnit(torch.autograd.Function):
         x, weight, y, transformed = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+        wants = ctx.needs_input_grad[0]
+        to_x = None
         if ctx.product:
             low, rows, inputs = weight.to(x.dtype).flatten(1), grad.permute(0, 2, 3, 1).flatten(0, 2), x.permute(0, 2, 3, 1).flatten(0, 2)
-            to_x = (rows @ low).view(*grad.shape[:1], *grad.shape[2:], -1).permute(0, 3, 1, 2) if wants[0] else None
-            to_weight = (rows.t() @ inputs).view_as(weight) if wants[1] else None
+            if wants:
+                to_x = (rows @ low).view(*grad.shape[:1], *grad.shape[2:], -1).permute(0, 3, 1, 2)
+            if ctx.needs_input_grad[1]:
+                _gather(weight, rows, inputs)
         elif ctx.kernel is not None:
-            to_x, to_weight = winograd.backward(grad, winograd.transform_input(x) if transformed is None else transformed, ctx.kernel())
+            to_x = winograd.backward(grad, winograd.transform_input(x) if transformed is None else transformed, ctx.kernel())
         else:
-            edge = weight.shape[2] // 2
+            edge, mask = weight.shape[2] // 2, [wants, ctx.needs_input_grad[1], False]
             to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-                grad, x, weight.to(x.dtype), None, [ctx.stride] * 2, [edge] * 2, [1, 1], False, [0, 0], 1, [*wants, False]
+                grad, x, weight.to(x.dtype), None, [ctx.stride] * 2, [edge] * 2, [1, 1], False, [0, 0], 1, mask
             )
+            if to_weight is not None:
+                weight.grad = _added(weight, to_weight.to(torch.float32))
         to_shift = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.shifted else None
-        if to_weight is not None:
-            to_weight = to_weight.to(torch.float32)
-        return to_x, to_weight, to_shift, grad if ctx.shortcut else None, None, None, None, None
+        return to_x, None, to_shift, grad if ctx.shortcut else None, None, None, None, None
+
+
+def _gather(weight: Tensor, rows: Tensor, inputs: Tensor) -> None:
+    """Add (positions, o)^T (positions, i) to the gradient of a 1x1 kernel where it lies: no copy, no second pass over it."""
+    if weight.grad is None:
+        weight.grad = (rows.t() @ inputs).to(torch.float32).view_as(weight)
+    elif rows.dtype == torch.float32:
+        weight.grad.flatten(1).addmm_(rows.t(), inputs)
+    else:
+        weight.grad.flatten(1).add_(rows.t() @ inputs)
+
+
+def _added(weight: Tensor, gradient: Tensor) -> Tensor:
+    return gradient if weight.grad is None else weight.grad.add_(gradient)

@@ -45,16 +45,21 @@ def pays(x_nchw: Tensor, weight: Tensor, stride: int) -> bool:
     return on_cpu and x_nchw.is_contiguous(memory_format=torch.channels_last) and n * -(-h // 4) * -(-w // 4) >= FEWEST_PATCHES
 
 
-def transform_kernel(weight: Tensor) -> Tensor:
-    """(o, i, 3, 3) -> (36, i, o)."""
-    o, i = weight.shape[:2]
-    return torch.mm(KERNEL, weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, i, o)
+class Kernel:
+    """A transformed kernel, (36, i, o), and the sum of the gradients that backward passes have for it."""
 
+    def __init__(self, weight: Tensor) -> None:
+        """weight: (o, i, 3, 3)."""
+        o, i = weight.shape[:2]
+        self.value = torch.mm(KERNEL, weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, i, o)
+        self.gradient: Tensor | None = None
 
-def kernel_gradient(gradient: Tensor) -> Tensor:
-    """(36, i, o), gradient of a transformed kernel -> (o, i, 3, 3), of the kernel."""
-    _, i, o = gradient.shape
-    return torch.mm(KERNEL.t(), gradient.view(36, -1)).view(3, 3, i, o).permute(3, 2, 0, 1)
+    def weight_gradient(self) -> Tensor | None:
+        """(o, i, 3, 3), for the weight."""
+        if self.gradient is None:
+            return None
+        _, i, o = self.gradient.shape
+        return torch.mm(KERNEL.t(), self.gradient.view(36, -1)).view(3, 3, i, o).permute(3, 2, 0, 1)
 
 
 def transform_input(x_nchw: Tensor) -> Tensor:
@@ -98,16 +103,19 @@ def output_gradient(gradient_nchw: Tensor) -> Tensor:
     return torch.mm(OUTPUT.t(), patches).view(36, -1, o)
 
 
-def forward(x_nchw: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolution with a transformed kernel, and the transformed input, which `backward` wants."""
+def forward(x_nchw: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """The convolution, and the transformed input, which `backward` wants."""
     n, _, h, w = x_nchw.shape
     transformed = transform_input(x_nchw)
-    return output(torch.bmm(transformed, kernel), n, h, w), transformed
+    return output(torch.bmm(transformed, kernel.value), n, h, w), transformed
 
 
-def backward(gradient_nchw: Tensor, transformed: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the input (n, i, h, w) and of the kernel (o, i, 3, 3)."""
+def backward(gradient_nchw: Tensor, transformed: Tensor, kernel: Kernel) -> Tensor:
+    """Gradient of the input (n, i, h, w); that of the kernel is added to what it holds."""
     n, _, h, w = gradient_nchw.shape
-    products = output_gradient(gradient_nchw)
-    to_kernel = kernel_gradient(torch.bmm(transformed.transpose(1, 2), products))
-    return input_gradient(torch.bmm(products, kernel.transpose(1, 2)), n, h, w), to_kernel
+    products, inputs = output_gradient(gradient_nchw), transformed.transpose(1, 2)
+    if kernel.gradient is None:
+        kernel.gradient = torch.bmm(inputs, products)
+    else:
+        kernel.gradient.baddbmm_(inputs, products)
+    return input_gradient(torch.bmm(products, kernel.value.transpose(1, 2)), n, h, w)
