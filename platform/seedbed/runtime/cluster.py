@@ -90,7 +90,7 @@ def prepare_environment(own: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints pages about dead workers and nodes to stdout; what they cost is told in our words.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated|has been marked dead")
-    if own and "RAY_AUTH_MODE" not in os.environ:
+    if own and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # Ray reads the mode when it is imported
         # A fresh secret for this process tree: nobody else on the machine can submit work to it, and nothing is written to ~/.ray.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
