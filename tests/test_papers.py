@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import statistics
+from pathlib import Path
 
 import pytest
-from conftest import SHARED
 
 from seedbed.metrics.region import harmonic_mean
 from seedbed.papers import rows, seed_rows_of, tables
 from seedbed.types import UserError
+
+SHARED = Path(os.environ.get("SEEDBED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 COLUMNS = ["table", "dataset", "split", "method", "backbone", "refinement", "supervision", "metric", "value", "std", "source", "note"]
 
