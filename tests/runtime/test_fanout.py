@@ -20,7 +20,8 @@ import pytest
 from seedbed.artefacts import Stage, column, stage_schema
 from seedbed.local import LocalExecutor
 from seedbed.runtime import fanout
-from seedbed.runtime.fanout import block_size, map_images_on_ray, poisoned
+from seedbed.runtime.fanout import block_size, map_images_on_ray
+from seedbed.runtime.image_actor import KEPT, ImageActor, poisoned
 from seedbed.types import UserError
 
 SCHEMA = stage_schema(column("square", pa.int64()), column("text", pa.string()), column("process", pa.int64(), volatile=True))
@@ -116,16 +117,16 @@ def test_an_actor_commits_while_it_works(tmp_path: Path) -> None:
     """Without Ray: what an actor has answered as kept is on disk, and with --run.commit-every 1 every picture is, at once."""
     out = stage(tmp_path)
     out.folder.mkdir(parents=True)
-    actor = fanout._Actor(Squares(), out, threads=1, commit_every=1, alone=False)
+    actor = ImageActor(Squares(), out, threads=1, commit_every=1, alone=False)
     before = len(list(out.folder.glob("*.arrow")))
     (answer,) = list(actor(pa.table({"ids": [ids(5)]})))
     assert before == 0 and len(list(out.folder.glob("*.arrow"))) == 5
     states = dict(zip(answer["ids"][0].as_py(), answer["states"][0].as_py(), strict=True))
-    assert set(states.values()) == {fanout.KEPT} and len(out.records()) == 5
+    assert set(states.values()) == {KEPT} and len(out.records()) == 5
 
 
 def test_an_actor_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    actor = fanout._Actor(Squares(), stage(tmp_path), threads=1, commit_every=1, alone=False)
+    actor = ImageActor(Squares(), stage(tmp_path), threads=1, commit_every=1, alone=False)
     (answer,) = list(actor(pa.table({"ids": [ids(2)]})))
     assert answer["ids"][0].as_py() == [] and answer["error"][0].as_py() is not None
 
@@ -135,7 +136,7 @@ def test_a_full_disk_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pyte
 
     out = stage(tmp_path)
     out.folder.mkdir(parents=True)
-    actor = fanout._Actor(Squares(), out, threads=1, commit_every=2, alone=False)
+    actor = ImageActor(Squares(), out, threads=1, commit_every=2, alone=False)
 
     def full(*_: object) -> None:
         raise UserError("fragment can't be written: no space left on device", remedy="make room")

@@ -6,32 +6,25 @@ does not grow with the pictures. What does not come back is asked for again, one
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from seedbed.artefacts import Stage
-from seedbed.local import ImageWork, Shown, reason
+from seedbed.local import ImageWork, Shown
+from seedbed.runtime.image_actor import ASIDE, KEPT, ImageActor, not_shared
 from seedbed.types import UserError
 
-COMPUTED, KEPT, ASIDE = "computed", "kept", "aside"
-"""States of an id: its record exists in the actor; the record is committed; set aside with a reason."""
 BLOCKS_PER_ACTOR = 8
 CRASHES = 2
 """A picture whose process ended this often, on nodes that are still alive, is set aside."""
-REPORT_SECONDS = 0.5
-_ANSWER = pa.schema([("ids", pa.list_(pa.string())), ("states", pa.list_(pa.string())), ("error", pa.binary())])
-"""One row per answer, so that Ray Data sends it whole and at once."""
 
 
 def map_images_on_ray(
@@ -113,7 +106,7 @@ class _FanOut:
                 self._take(batch, missing)
         except ray.exceptions.RayError as error:
             # Not a block's failure (those are passed over) but the pool's: no actor could be started.
-            raise _no_worker_survives(self.stage) from error
+            raise _no_worker_survives(self.stage, error) from error
 
     def _take(self, batch: pa.Table, missing: dict[str, None]) -> None:
         for answer in batch.to_pylist():
@@ -189,7 +182,7 @@ def _dataset(blocks: list[dict[str, list[str]]], arguments: dict[str, Any], *, a
             if not isinstance(handler, logging.FileHandler) and not os.environ.get("SEEDBED_DEBUG"):
                 handler.setLevel(logging.CRITICAL)
         data = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
-            _Actor,
+            ImageActor,
             fn_constructor_kwargs=arguments,
             batch_size=1,
             batch_format="pyarrow",
@@ -201,77 +194,6 @@ def _dataset(blocks: list[dict[str, list[str]]], arguments: dict[str, Any], *, a
             max_task_retries=0,
         )
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-class _Actor:
-    """Lives in a worker process: opens the work once and turns blocks of ids into fragments."""
-
-    def __init__(self, work: ImageWork, stage: Stage, threads: int, commit_every: int, alone: bool) -> None:
-        self.stage, self.commit_every, self.alone = stage, commit_every, alone
-        self.failure: Exception | None = None
-        try:
-            if not stage.folder.is_dir():
-                raise _not_shared(stage.folder)
-            set_threads(threads)
-            self.compute = work.open()
-        except Exception as error:
-            self.failure = error
-
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        (ids,) = block["ids"].to_pylist()
-        try:
-            if self.failure is not None:
-                raise self.failure
-            yield from self._block(ids)
-        except Exception as error:  # not the picture's: the work can't be opened, or the disk is full
-            yield _answer([], _pickled(error))
-
-    def _block(self, ids: Sequence[str]) -> Iterator[pa.Table]:
-        aside: set[str] = set()
-        rows: list[tuple[str, str]] = []
-        told = time.monotonic()
-        with self.stage.writer(self.commit_every) as writer:
-            for ident in ids:
-                note = self._note_attempt(ident) if self.alone else None
-                try:
-                    record = self.compute(ident)
-                except Exception as error:
-                    if poisoned(error):
-                        writer.commit()
-                        os._exit(70)  # every later picture of this process would fail too; a fresh one takes over
-                    self.stage.set_aside(ident, reason(error))
-                    aside.add(ident)
-                    rows.append((ident, ASIDE))
-                else:
-                    writer.add(record)
-                    rows.append((ident, COMPUTED))
-                if note is not None:
-                    note.unlink(missing_ok=True)
-                if time.monotonic() - told > REPORT_SECONDS:
-                    yield _answer(rows)
-                    rows, told = [], time.monotonic()
-        yield _answer([*rows, *((i, KEPT) for i in ids if i not in aside)])
-
-    def _note_attempt(self, ident: str) -> Path:
-        """A file that outlives the process: which picture it was at, and on which node."""
-        import ray
-
-        note = self.stage.folder / f".trying-{hashlib.sha256(ident.encode()).hexdigest()[:16]}"
-        note.write_text(f"{ident}\n{ray.get_runtime_context().get_node_id()}")
-        return note
-
-
-def set_threads(threads: int) -> None:
-    """Threads are part of the bits; torch may not be loaded yet, and this process must not decide to load it."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
-
-
-def poisoned(error: Exception) -> bool:
-    """CUDA errors other than a lack of memory leave the process unable to compute anything."""
-    return "CUDA error" in str(error) and "out of memory" not in str(error)
 
 
 def node_lives(node: str, seconds: float = 30.0) -> bool:
@@ -293,19 +215,6 @@ def _present() -> bool:
     return True
 
 
-def _answer(states: Sequence[tuple[str, str]], error: bytes | None = None) -> pa.Table:
-    row = {"ids": [i for i, _ in states], "states": [s for _, s in states], "error": error}
-    return pa.Table.from_pylist([row], schema=_ANSWER)
-
-
-def _pickled(error: Exception) -> bytes:
-    try:
-        pickle.loads(content := pickle.dumps(error))
-    except Exception:
-        return pickle.dumps(RuntimeError(reason(error)))
-    return content
-
-
 def _await_visible(stage: Stage, ids: Sequence[str], seconds: float = 90.0) -> None:
     """On several nodes a network file system may show other nodes' new files late; a stage must not be finished without them."""
     import ray
@@ -315,19 +224,14 @@ def _await_visible(stage: Stage, ids: Sequence[str], seconds: float = 90.0) -> N
     until = time.monotonic() + seconds
     while hidden := stage.pending(ids):
         if time.monotonic() > until:
-            raise _not_shared(stage.folder, f"{len(hidden)} records that workers wrote are not seen by the driver")
+            raise not_shared(stage.folder, f"{len(hidden)} records that workers wrote are not seen by the driver")
         time.sleep(1)
 
 
-def _not_shared(folder: Path, what: str = "a worker does not see the output folder") -> UserError:
+def _no_worker_survives(stage: Stage, error: Exception | None = None) -> UserError:
+    why = f" ({str(error).strip().splitlines()[-1][:200]})" if error is not None and str(error).strip() else ""
     return UserError(
-        what, file=folder, field="--out", remedy="give a folder on a file system that every node mounts at the same path (docs/cluster.md)"
-    )
-
-
-def _no_worker_survives(stage: Stage) -> UserError:
-    return UserError(
-        f"stage {stage.name}: worker processes end before their first record, whatever picture they get",
+        f"stage {stage.name}: worker processes end before their first record, whatever picture they get{why}",
         field="--run.actors",
         remedy="they may lack memory: use fewer actors or smaller scales; --run.executor local shows the fault in this process",
     )
