@@ -179,6 +179,25 @@ def test_cuda_without_any_is_said_at_once(tmp_path: Path) -> None:
     assert caught.value.field == "--run.device" and time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(
+    ("message", "starts", "word"), [("The current node timed out during startup.", 3, "timed out"), ("no such file", 1, "no such file")]
+)
+def test_own_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, message: str, starts: int, word: str) -> None:
+    ray = pytest.importorskip("ray")
+    tried: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        tried.append(options)
+        raise RuntimeError(message + "\nmore")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(UserError, match=f"Ray can't be started on this machine: .*{word}") as caught:
+        cluster._start(None, 3, "cpu")
+    assert len(tried) == starts and "--run.executor local" in caught.value.remedy
+    assert tried[0]["num_cpus"] == 3 and tried[0]["include_dashboard"] is False and tried[0]["address"] == "local"
+
+
 # --- nodes ----------------------------------------------------------------------------------------------
 
 

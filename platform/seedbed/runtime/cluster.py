@@ -41,6 +41,10 @@ class Cluster:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
+ATTEMPTS = 3
+"""Starts of an own Ray, when it does not come up in time."""
+
+
 def say_on_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -98,7 +102,7 @@ def prepare_environment(own: bool) -> None:
 
 
 @contextmanager
-def quiet_stderr() -> Iterator[None]:
+def quiet_stderr(*, shown_on_error: bool = True) -> Iterator[None]:
     """Holds back what C++ and Python write to the terminal meanwhile, and shows it after all where an error follows."""
     if os.environ.get("SEEDBED_DEBUG"):
         yield
@@ -115,7 +119,7 @@ def quiet_stderr() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            if failed:
+            if failed and shown_on_error:
                 held.seek(0)
                 sys.stderr.write(held.read().decode(errors="replace"))
 
@@ -203,15 +207,21 @@ def _start(address: str | None, cpus: int, device: str) -> None:
         import torch
 
         gpus = torch.cuda.device_count()
-    try:
-        with quiet_stderr():
-            ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
-    except Exception as error:
-        raise UserError(
-            f"Ray can't be started on this machine: {_first_line(error)}",
-            field="--run.executor",
-            remedy="say --run.executor local, which needs no Ray; SEEDBED_DEBUG=1 shows Ray's own messages",
-        ) from error
+    for attempt in range(ATTEMPTS):
+        try:
+            with quiet_stderr(shown_on_error=attempt == ATTEMPTS - 1):
+                ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+            return
+        except Exception as error:
+            ray.shutdown()
+            # Ray gives its processes 30 s to start, which a machine that is busy with other work may exceed.
+            if "timed out" in str(error) and attempt < ATTEMPTS - 1:
+                continue
+            raise UserError(
+                f"Ray can't be started on this machine: {_first_line(error)}",
+                field="--run.executor",
+                remedy="say --run.executor local, which needs no Ray; SEEDBED_DEBUG=1 shows Ray's own messages",
+            ) from error
 
 
 def _first_line(error: Exception) -> str:
