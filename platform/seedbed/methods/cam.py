@@ -11,6 +11,7 @@ from torch import nn
 
 from seedbed.methods.base import Companions
 from seedbed.methods.maps import CamConfig, Precision, fixed_statistics, make_maps, merge_mirror
+from seedbed.models.passes import many_passes
 from seedbed.types import Batch, Maps, StepOutput, Views
 
 __all__ = ["Cam", "CamConfig"]
@@ -32,7 +33,8 @@ class Cam:
     def localise(self, model: nn.Module, views: Views, labels: np.ndarray, companions: Companions | None = None) -> Maps:
         classes = np.flatnonzero(labels)
         place = next(model.parameters()).device
-        half = torch.autocast(place.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.no_grad(), fixed_statistics(model), half:
-            scores = [model(view.to(place))[:, torch.from_numpy(classes).to(place)].float() for view in views.tensors]
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        with torch.no_grad(), fixed_statistics(model):
+            passes = many_passes(model)
+            scores = [passes.suffix(passes.prefix(view.to(place), dtype), dtype)[:, classes] for view in views.tensors]
         return make_maps(views, classes, [merge_mirror(s) for s in scores])

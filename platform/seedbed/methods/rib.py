@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from seedbed.config import Settings, bounded, setting
 from seedbed.methods.base import Companions
 from seedbed.methods.maps import TINY, CamConfig, Precision, fixed_statistics, make_maps, merge_mirror, normalised, strided_sum
-from seedbed.models.passes import Parameters, borrowed_weights, many_passes, multiplies_bfloat16
+from seedbed.models.passes import Parameters, borrowed_weights, fitting, many_passes, multiplies_bfloat16
 from seedbed.optim import Constant, PolySGD
 from seedbed.types import Batch, Maps, StepOutput, UserError, Views
 
@@ -261,7 +261,8 @@ class Adaptation:
         self.gradient_dtype = torch.bfloat16 if low else torch.float32
         # Nothing below stage 3 moves: its features are computed once for all steps.
         tensors = [view.to(self.place) for view in views.tensors]
-        self.inputs = tensors if s.trained == "all" else [self.below(t, self.map_dtype) for t in tensors]
+        with torch.no_grad():
+            self.inputs = tensors if s.trained == "all" else [self.passes.prefix(t, self.map_dtype) for t in tensors]
         # Scale 1 comes first: the area guard looks at it before the others are computed.
         self.order = sorted(range(len(tensors)), key=lambda i: views.scales[i] != 1.0)
         if s.target_rows == "single":
@@ -294,9 +295,9 @@ class Adaptation:
                 self.ended = "margin"
                 break
         if s.aggregate == "normalised" or self.steps == 0:  # theta_K; or the plain map, where there was no step
-            self.look(graph=False)
+            self.look(graph=False, guard=False)
 
-    def look(self, graph: bool) -> list[Tensor] | None:
+    def look(self, graph: bool, guard: bool = True) -> list[Tensor] | None:
         """Adds the maps of the present weights to the sums. Class scores per scale, where asked with a graph; None: the guard fired."""
         s = self.settings
         scores, maps = [torch.empty(0)] * len(self.inputs), [torch.empty(0)] * len(self.inputs)
@@ -307,7 +308,7 @@ class Adaptation:
             if i != self.order[0]:
                 continue
             self.log["area_ratio"].append(covered_share(maps[i], s.area_level))
-            if s.area_guard and self.steps > 1 and self.log["area_ratio"][-1] > s.area_share:
+            if guard and s.area_guard and self.steps > 1 and self.log["area_ratio"][-1] > s.area_share:
                 # Here the official code has added the map of this scale and not those of the others.
                 alone = [maps[i] if j == i and s.aggregate == "sum" else torch.zeros_like(total) for j, total in enumerate(self.sums)]
                 self.add(alone)
@@ -343,11 +344,13 @@ class Adaptation:
             held[:rows].backward(gradient)
             scores[i] = held = torch.empty(0)  # the graph goes before the next one comes
         if batch is not None:
-            size = self.settings.companions_per_pass or fitting(batch[0], self.place, 2**20)
+            size = self.settings.companions_per_pass or fitting(batch[0].shape, self.place, 2**20)
             for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
                 images, labels = images.to(self.place), labels.to(self.place, torch.float32)
-                features = images if self.settings.trained == "all" else self.below(images, self.gradient_dtype)
-                loss = self.rib.row_loss(self.rib.pool(self.scores(features, self.gradient_dtype, exact=False), labels), labels)
+                if self.settings.trained != "all":
+                    with torch.no_grad():
+                        images = self.passes.prefix(images, self.gradient_dtype)
+                loss = self.rib.row_loss(self.rib.pool(self.scores(images, self.gradient_dtype, exact=False), labels), labels)
                 loss.backward()
                 total += float(loss.detach())
         self.log["loss"].append(total)
@@ -374,20 +377,9 @@ class Adaptation:
             inputs = self.passes.prefix(inputs, dtype)
         return self.passes.suffix(inputs, dtype, exact)
 
-    @torch.no_grad()
-    def below(self, images_nchw: Tensor, dtype: torch.dtype) -> Tensor:
-        parts = images_nchw.split(fitting(images_nchw, self.place, 2**18))
-        return torch.cat([self.passes.prefix(part, dtype) for part in parts])
-
     def maps(self) -> Maps:
         snapshots = [make_maps(self.views, self.classes, step).sums for step in self.snapshots] if self.settings.snapshots else None
         return make_maps(self.views, self.classes, self.sums, steps=self.steps, ended=self.ended, log=self.log, snapshots=snapshots)
-
-
-def fitting(images_nchw: Tensor, place: torch.device, pixels: int) -> int:
-    """Pictures of a pass: all on a GPU. A CPU is quickest where the features stay in its caches and yet amortise reading the weights."""
-    n, _, h, w = images_nchw.shape
-    return n if place.type != "cpu" else max(1, min(n, pixels // (h * w)))
 
 
 def absent_labels(labels: np.ndarray) -> np.ndarray:
