@@ -119,7 +119,9 @@ def _rows(study: StudyResult, stage: str, split: str, papers: Sequence[PaperRow]
 
 
 def _row(method: str, varied: str, group: Sequence[Mapping[str, Any]]) -> Row:
-    records = [r.get("protocol") or {} for r in group if r["metric"] == "mIoU"] or [group[0].get("protocol") or {}]
+    # Rows of mean and std list what differs between the seeds; the seeds' own rows say it singly.
+    single = [r for r in group if isinstance(r["seed"], int)] or list(group)
+    records = [r.get("protocol") or {} for r in single if r["metric"] == "mIoU"] or [single[0].get("protocol") or {}]
     thresholds = [r.get("threshold") or {} for r in records]
     bare = without_network(method)
     return Row(
@@ -164,10 +166,14 @@ def _paper_row(paper: PaperRow) -> Row:
 
 def _threshold(thresholds: Sequence[Mapping[str, Any]]) -> str:
     """`0.31`, or over several repetitions `0.28–0.31`."""
-    values = sorted({float(t["value"]) for t in thresholds if t.get("value") is not None})
+    values = sorted({float(v) for t in thresholds for v in _listed(t.get("value"))})
     if not values:
         return ""
     return f"{values[0]:.2f}" if len(values) == 1 else f"{values[0]:.2f}–{values[-1]:.2f}"
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return [] if value is None else value if isinstance(value, list | tuple) else [value]
 
 
 def thresholds(study: StudyResult) -> list[tuple[str, float, str]]:
