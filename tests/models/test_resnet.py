@@ -79,8 +79,7 @@ def test_nothing_below_stage3_is_trained(model: ResNet) -> None:
         model.zero_grad()
 
 
-@pytest.mark.parametrize("trained", ["stage3", "all"])
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("trained", "channels_last"), [("stage3", True), ("all", False), ("all", True)])
 def test_folded_passes_equal_plain_ones(model: ResNet, trained: str, channels_last: bool) -> None:
     """Scores and, over two passes of different sizes, gradients; again after an update."""
     batches = [torch.randn(2, 3, 48, 40), torch.randn(1, 3, 33, 64)]
