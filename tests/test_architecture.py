@@ -25,7 +25,7 @@ LAYERS = (
     ("seeds", "scores"),
     ("refine",),
     ("segment",),
-    ("work", "analysis", "report", "progress", "pipeline", "stages", "results", "local"),
+    ("work", "analysis", "report", "progress", "pipeline", "plan", "checks", "stages", "results", "local"),
     ("study",),
     ("runtime",),
     ("__main__",),

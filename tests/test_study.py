@@ -85,6 +85,19 @@ def test_second_call_computes_nothing(reference: Path) -> None:
     assert all(m["computed"] == 0 for m in find_stages(reference))
 
 
+def test_finished_study_starts_no_cluster(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seedbed.runtime import launch
+
+    def started(*_: Any) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr(launch, "ray_executor", started)
+    changes = {"run.executor": "ray"}
+    assert all(stage.computed == 0 for stage in run(tiny(reference, **changes)).stages)
+    with pytest.raises(AssertionError, match="asked for"):
+        run(tiny(reference, **changes, **{"rib.lr": 2e-3}))
+
+
 def test_a_lost_map_is_the_only_one_made_again(reference: Path, tmp_path: Path) -> None:
     import shutil
 

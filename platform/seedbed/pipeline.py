@@ -1,7 +1,4 @@
-"""The way of a picture as a list of verbs: `Experiment` (the settings of all stages) and `Study` (the stages in order).
-
-The study asks an Executor for work and a Tracker for the record, two small protocols; it does not know who they are.
-"""
+"""`Experiment`: the settings of all stages of a study, and what a stage is given of them. `stages.py` walks the way."""
 
 from __future__ import annotations
 
@@ -120,73 +117,6 @@ class ShapesExperiment(Experiment):
             folder = Path(tempfile.mkdtemp(prefix="seedbed-explain-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return open_store(make_shapes(folder, self.shapes))
-
-
-class Keys:
-    """Content keys of the stages, known before any of them runs: a stage's settings, its inputs' keys, and the code's version."""
-
-    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
-        self.experiment, self.store, self.device = experiment, store, device
-        data = experiment.data
-        self.left_out: dict[str, str] = {}
-        """Pictures that --data.skip-unreadable found damaged, and why."""
-        self.map_ids = self._select(data.map_split)
-        self.score_ids = self._select(data.score_split)
-        scoring = experiment.scoring
-        held_out = scoring.threshold_source == "held-out"
-        self.held_out_ids = self._select(scoring.held_out_split) if held_out else []
-        # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
-        self.train_ids, damaged = data.select(store, data.train_split)
-        self.left_out_of_training = tuple(damaged)
-        self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
-
-    def _select(self, split: str) -> list[str]:
-        ids, left_out = self.experiment.data.select(self.store, split, mapped=True)
-        self.left_out |= left_out
-        return ids
-
-    def resources(self) -> dict[str, Any]:
-        return {"device": self.device, "threads": self.experiment.run.threads}
-
-    def classifier_settings(self, seed: int) -> dict[str, Any]:
-        e = self.experiment
-        return {
-            "classifier": e.classifier.resolved().to_dict(only_key=True),
-            "method": "cam",
-            "seed": seed,
-            "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(self.train_ids),
-            **self.resources(),
-        }
-
-    def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
-        e = self.experiment
-        out = {
-            "method": method,
-            "cam": e.cam.to_dict(only_key=True),
-            "inputs": self.store.inputs_checksum(self.map_ids),
-            **self.resources(),
-        }
-        if method == "rib":
-            companions = e.data.select(self.store, e.data.companion_split)[0]
-            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self.store.inputs_checksum(companions)}
-            out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
-        return out
-
-    def sweep_settings(self, ids: list[str], split: str) -> dict[str, Any]:
-        scoring = self.experiment.scoring
-        grid = [float(t) for t in scoring.grid()]
-        return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
-
-    def seeds_settings(self, method: str, subset: bool) -> dict[str, Any]:
-        """What label maps and their counts depend on, beyond the maps and the sweep that chose the threshold."""
-        scoring, ids = self.experiment.scoring, self.score_ids
-        common = {"method": method, "tolerance": scoring.tolerance, "truth": self.store.truth_checksum(ids)}
-        if method in ("whole_picture", "centred_box"):
-            return {**common, "labels": self.store.inputs_checksum(ids)}
-        source = scoring.threshold_source
-        chosen = {"threshold": scoring.threshold} if source == "fixed" else {"absent": scoring.absent(subset)}
-        return {**common, "source": source, **chosen}
 
 
 def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:

@@ -6,43 +6,32 @@ classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from seedbed import pipeline, progress, provenance
-from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Stage
+from seedbed import progress, provenance
+from seedbed.artefacts import Stage
 from seedbed.artefacts.records import unpack, weights_record
-from seedbed.config import digest
+from seedbed.checks import check
 from seedbed.data import Store
-from seedbed.data.companions import CompanionPool
 from seedbed.local import Executor, ImageWork, Tracker
 from seedbed.loop import read_log
-from seedbed.methods import method_class
+from seedbed.pipeline import Experiment, classifier_task, method_settings
+from seedbed.plan import BASELINES, Keys, Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
 
-VERSIONS = {"classifier": 1, "thresholds": 1, "seeds": 1}
-"""Code versions of the stages whose code has no constant of its own; a golden test fails when output changes without a new one."""
 
-BASELINES = ("whole_picture", "centred_box")
+class Study(Plan):
+    """One study on its way: its plan, and what its stages left behind so far."""
 
-
-class Study:
-    """One study on its way: settings, data, and what its stages left behind so far."""
-
-    def __init__(self, experiment: pipeline.Experiment, store: Store, device: str, dry: bool = False) -> None:
-        self.experiment, self.store, self.dry = experiment, store, dry
-        self.out = experiment.folder()
+    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
+        super().__init__(experiment, store, device)
         self.git = str(provenance.git_commit()["commit"])
-        self.keys = pipeline.Keys(experiment, store, device)
         self.summaries: list[StageSummary] = []
         self.rows: list[dict[str, Any]] = []
         self.sweeps: dict[tuple[str, int], Stage] = {}
@@ -52,172 +41,24 @@ class Study:
         self.thresholds: dict[tuple[str, int], Threshold] = {}
         where = experiment.data.store
         self.address = where if "://" in where else str(store.path)  # every node brings a remote store to itself
-        self.subset = store.info.subset or bool(experiment.data.limit or experiment.data.map_limit)
         self.warnings: list[str] = []
         self.executor: Executor
         self.tracker: Tracker
         self.progress = progress.Progress()
 
     @classmethod
-    def open(cls, experiment: pipeline.Experiment, *, device: str = "cpu", dry: bool = False) -> Study:
+    def open(cls, experiment: Experiment, *, device: str = "cpu", dry: bool = False) -> Study:
         """Looks at data and settings before anything is started; raises UserError for what can't work."""
-        store = experiment.open_data(dry=dry)
-        study = cls(experiment, store, device, dry)
-        study.check()
+        study = cls(experiment, experiment.open_data(dry=dry), device)
+        check(study, dry=dry)
         return study
-
-    # --- before the first stage ------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Combinations of settings and data that can't work are said now, not after an hour."""
-        e = self.experiment
-        for method in self.methods:
-            method_class(method)(*pipeline.method_settings(e, method))  # what does not fit together is said by the method
-        if self.dry:
-            return
-        self._check_weights()
-        self.task(e.seed).open()
-        self._check_scored()
-        if e.method == "rib" and e.rib.companion_rows > 0:
-            most = self._most_companions()
-            if e.rib.companion_rows > most:
-                message = f"--rib.batch is {e.rib.batch:,}, but no picture has more than {most:,} companions in {e.data.companion_split}"
-                raise UserError(message, field="--rib.batch", remedy="give a smaller number, or a larger --data.companion-split")
-        if not self.keys.score_ids:
-            raise UserError(f"{e.data.score_split} has no pictures", field="--data.score-split", remedy="name a split that has some")
-
-    def _most_companions(self) -> int:
-        """The largest number of companions that any picture of the map split can have."""
-        e, store = self.experiment, self.store
-        ids = e.data.select(store, e.data.companion_split)[0]
-        ids = [i for i, there in zip(ids, store.has_label(ids), strict=True) if there]
-        if e.rib.companions == "random":
-            return max(len(ids) - 1, 0)
-        counts = CompanionPool(store.labels(ids), ids).disjoint_counts(store.labels(self.keys.map_ids))
-        return int(counts.max()) if len(counts) else 0
-
-    def _check_scored(self) -> None:
-        """A split that is scored, or that chooses the threshold, has masks; and they are two."""
-        e = self.experiment
-        if e.until == "maps":
-            return
-        for flag, split, ids in (
-            ("--data.score-split", e.data.score_split, self.keys.score_ids),
-            ("--scoring.held-out-split", e.scoring.held_out_split, self.keys.held_out_ids),
-        ):
-            if ids and not self.store.has_mask(ids).any():
-                raise UserError(f"the pictures of {split} have no masks", field=flag, remedy="name a split with masks, or say --until maps")
-        if e.scoring.threshold_source == "held-out" and e.scoring.held_out_split == e.data.score_split:
-            message = f"the threshold of {e.data.score_split} would be chosen on {e.data.score_split} itself"
-            raise UserError(
-                message, field="--scoring.held-out-split", remedy="name another split, or say --scoring.threshold-source oracle"
-            )
-
-    def _check_weights(self) -> None:
-        """Initial weights are read here first: a missing, hostile or foreign file is said before anything is started."""
-        from seedbed.models import build_network
-        from seedbed.models.weights import load_weights
-
-        weights = self.experiment.classifier.weights
-        if weights == "none":
-            return
-        if weights != "imagenet" and not Path(weights).exists():
-            remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
-            raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
-        here = self.keys.device
-        found = []
-        for self.keys.device in ("cpu", "cuda"):  # which of them the cluster has is not known yet
-            found.append(all(self.classifier_stage(seed).manifest is not None for seed in self.seeds))
-        self.keys.device = here
-        if not any(found):
-            model = build_network(self.experiment.classifier.backbone, len(self.store.info.classes))
-            print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return ("cam",) if self.experiment.method == "cam" else ("cam", self.experiment.method)
-
-    @property
-    def seeds(self) -> range:
-        return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
-
-    def classifier_seed(self, seed: int) -> int:
-        return seed if self.experiment.seeds_vary == "all" else self.experiment.seed
-
-    # --- the stages, by key ------------------------------------------------------------------------
-
-    def _stage(
-        self, name: str, settings: dict[str, Any], schema: pa.Schema, inputs: dict[str, str], version: int, method: str | None
-    ) -> Stage:
-        key = digest({"stage": name, "settings": settings, "inputs": inputs, "version": version})
-        return Stage(self.out, name, key, schema, settings=settings, inputs=inputs, version=version, method=method)
-
-    def classifier_stage(self, seed: int) -> Stage:
-        settings = self.keys.classifier_settings(self.classifier_seed(seed))
-        return self._stage("classifier", settings, WEIGHTS, {}, VERSIONS["classifier"], None)
-
-    def maps_stage(self, method: str, seed: int) -> Stage:
-        inputs = {"classifier": self.classifier_stage(seed).key}
-        return self._stage("maps", self.keys.maps_settings(method, seed), MAPS, inputs, pipeline.code_version(method), method)
-
-    def thresholds_stage(self, method: str, seed: int, split: str | None = None, ids: list[str] | None = None) -> Stage:
-        split, ids = split or self.experiment.data.score_split, self.keys.score_ids if ids is None else ids
-        inputs = {"maps": self.maps_stage(method, seed).key}
-        return self._stage("thresholds", self.keys.sweep_settings(ids, split), THRESHOLDS, inputs, VERSIONS["thresholds"], method)
-
-    def seeds_stage(self, method: str, seed: int) -> Stage:
-        inputs = {}
-        if method not in BASELINES:
-            inputs = {"maps": self.maps_stage(method, seed).key}
-            inputs |= {f"thresholds {stage.settings['split']}": stage.key for stage in self.choosing(method, seed)}
-        return self._stage("seeds", self.keys.seeds_settings(method, self.subset), SEEDS, inputs, VERSIONS["seeds"], method)
-
-    def choosing(self, method: str, seed: int) -> list[Stage]:
-        """The sweeps that a method's threshold is taken from: none where it is fixed."""
-        e = self.experiment
-        if e.scoring.threshold_source == "held-out":
-            return [self.thresholds_stage(method, seed, e.scoring.held_out_split, self.keys.held_out_ids)]
-        return [self.thresholds_stage(method, seed)] if e.scoring.threshold_source == "oracle" else []
-
-    def plan(self) -> Iterator[tuple[str, Stage]]:
-        """Every stage of the study in order, with its label; a stage that two repetitions share comes once."""
-        seen: set[str] = set()
-        for seed in self.seeds:
-            stages = [("classifier", self.classifier_stage(seed))]
-            for method in self.methods:
-                stages.append((f"maps {method}", self.maps_stage(method, seed)))
-                if self.experiment.until != "maps":
-                    sweeps = {s.key: s for s in (self.thresholds_stage(method, seed), *self.choosing(method, seed))}
-                    stages += [(f"thresholds {method}", sweep) for sweep in sweeps.values()]
-                    stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
-            if self.experiment.until != "maps":
-                stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
-            for label, stage in stages:
-                if stage.key not in seen:
-                    seen.add(stage.key)
-                    yield f"{label} {seed}" if len(self.seeds) > 1 and "maps" in f"{stage.inputs} {label}" else label, stage
-
-    def explanation(self) -> Iterator[str]:
-        """name, key, state, reason: one line for each stage."""
-        for label, stage in self.plan():
-            if stage.manifest is not None:
-                state, why = "found", f"{stage.manifest['count']:,} records with these settings and inputs"
-            elif stage.folder.exists():
-                state, why = "goes on", f"{len(stage.records()):,} records are committed, the artefact is not whole"
-            else:
-                others = [p.name for p in stage.folder.parent.glob("*") if p.is_dir()]
-                state = "runs"
-                why = f"no artefact with this key (there are {len(others)} with other settings or inputs)" if others else "no artefact yet"
-            yield f"{label:24} {stage.key}  {state:8} {why}"
-
-    # --- doing it ----------------------------------------------------------------------------------
 
     def run(self, executor: Executor, tracker: Tracker) -> StudyResult:
         """All stages, then scores, report and record. An error or Ctrl-C leaves what is finished."""
         from seedbed import results
 
         self.executor, self.tracker = executor, tracker
-        self.keys = pipeline.Keys(self.experiment, self.store, executor.device)
+        self.keys = Keys(self.experiment, self.store, executor.device)
         began, status, failure = time.time(), "FAILED", None
         e = self.experiment
         name = e.run.name or f"{e.name} {e.key()[:8]}"
@@ -261,7 +102,7 @@ class Study:
                 self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
 
     def task(self, seed: int) -> Any:
-        return pipeline.classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
+        return classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
 
     def _train(self, stage: Stage, task: Any) -> None:
         import torch
@@ -310,7 +151,7 @@ class Study:
             classifier=self.classifier_stage(seed).folder,
             network=e.classifier.backbone,
             method=method,
-            settings=pipeline.method_settings(e, method),
+            settings=method_settings(e, method),
             companions=companions,
             device=self.executor.device,
             threads=e.run.threads,

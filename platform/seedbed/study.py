@@ -49,7 +49,7 @@ def run(experiment: Experiment) -> StudyResult:
     experiment.check()
     with hold(experiment.folder()):
         study = Study.open(experiment)  # data and settings are looked at before anything is started
-        with executor(experiment) as work, tracker(experiment) as record:
+        with executor(experiment, study.finished_on()) as work, tracker(experiment) as record:
             return study.run(work, record)
 
 
@@ -92,14 +92,14 @@ def reported_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def executor(experiment: Experiment) -> Iterator[Executor]:
-    """This process, or actors and workers of a Ray cluster."""
+def executor(experiment: Experiment, finished_on: str | None = None) -> Iterator[Executor]:
+    """This process, or actors and workers of a Ray cluster; none is started for a study that is finished already."""
     run_config = experiment.run
-    if run_config.executor == "local":
+    if finished_on is not None or run_config.executor == "local":
         from seedbed.local import LocalExecutor, local_device
 
         yield LocalExecutor(
-            device=local_device(run_config.device),
+            device=finished_on or local_device(run_config.device),
             threads=run_config.threads,
             workers=run_config.workers,
             commit_every=run_config.commit_every,
