@@ -127,7 +127,7 @@ def test_kill_costs_at_most_the_open_fragment(tmp_path: Path) -> None:
 def test_full_disk_is_a_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from seedbed.artefacts import stage as module
+    from seedbed.artefacts import fragments as module
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -141,7 +141,7 @@ def test_a_full_disk_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise UserError("fragment can't be written: no space left on device", remedy="make room")
 
-    monkeypatch.setattr("seedbed.artefacts.stage._write_table", full)
+    monkeypatch.setattr("seedbed.artefacts.fragments.write_table", full)
     *_, answer = list(actor(pa.table({"ids": [ids(5)]})))
     with pytest.raises(UserError, match="no space left"):
         raise pickle.loads(answer["error"][0].as_py())

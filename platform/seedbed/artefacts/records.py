@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from seedbed.artefacts.stage import Fragments, column, find_stages, stage_schema
+from seedbed.artefacts.fragments import Fragments, column, stage_schema
+from seedbed.artefacts.stage import find_stages
 from seedbed.types import Maps, Seeds, UserError
 
 MAPS = stage_schema(
