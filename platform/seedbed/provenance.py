@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -24,6 +25,16 @@ def git_commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": os.environ.get("SEEDBED_GIT_COMMIT", ""), "dirty": False}
+
+
+def source_digest() -> str:
+    """SHA-256 over the package's source files: equal on machines that would compute the same."""
+    root = Path(__file__).resolve().parent
+    sink = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        sink.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return sink.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -206,7 +206,13 @@ def test_node_that_sees_the_folder_and_has_the_same_code_is_taken(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"sees": False}, "local to one node"), ({"seedbed": "0.0"}, "seedbed 0.0"), ({"torch": "1.0"}, "torch 1.0")]
+    ("change", "word"),
+    [
+        ({"sees": False}, "local to one node"),
+        ({"seedbed": "0.0"}, "seedbed 0.0"),
+        ({"torch": "1.0"}, "torch 1.0"),
+        ({"sources": "abc"}, "sources abc"),
+    ],
 )
 def test_other_nodes_are_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):

@@ -133,8 +133,14 @@ def node_view(probe: str) -> dict[str, Any]:
     from importlib import metadata
 
     import seedbed
+    from seedbed import provenance
 
-    return {"sees": Path(probe).exists(), "seedbed": seedbed.__version__, "torch": metadata.version("torch")}
+    return {
+        "sees": Path(probe).exists(),
+        "seedbed": seedbed.__version__,
+        "sources": provenance.source_digest()[:12],
+        "torch": metadata.version("torch"),
+    }
 
 
 def refuse_node(name: str, out: Path, view: Mapping[str, Any]) -> None:
@@ -147,10 +153,10 @@ def refuse_node(name: str, out: Path, view: Mapping[str, Any]) -> None:
             field="--out",
             remedy="give a folder on a file system that every node mounts at the same path (docs/cluster.md)",
         )
-    for what in ("seedbed", "torch"):
+    for what in ("seedbed", "torch", "sources"):
         if view[what].partition("+")[0] != mine[what].partition("+")[0]:  # 2.13.0 and 2.13.0+cu126 are one version
             raise UserError(
-                f"node {name} has {what} {view[what]}, the driver has {mine[what]}",
+                f"node {name} has {what} {view[what]}, the driver has {mine[what]}: it would compute something else",
                 field="node",
                 remedy="bring the nodes up to date: ray up --no-config-cache ray_cluster.yaml",
             )
