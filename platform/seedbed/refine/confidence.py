@@ -1,0 +1,95 @@
+"""Where maps can be trusted: the labels that the networks of IRN and AffinityNet are trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seedbed.refine.crf import DenseCrf, LabelCrfConfig, label_crf, score_crf, with_background
+from seedbed.types import IGNORE
+
+SILENT = 1e-5
+"""Where every score is below it, there is no picture: the crop reaches beyond it."""
+
+
+def class_values(classes: np.ndarray) -> np.ndarray:
+    """(n + 1,) uint8: what a position in the list (background, labelled classes) is in a label map."""
+    return np.concatenate([[0], np.asarray(classes, np.int64) + 1]).astype(np.uint8)
+
+
+def with_constant_background(maps_nhw: np.ndarray, threshold: float) -> np.ndarray:
+    """(n, h, w) maps -> (h, w) uint8: position of the largest, 0 where none exceeds the threshold."""
+    background = np.full((1, *maps_nhw.shape[1:]), threshold, maps_nhw.dtype)
+    return np.concatenate([background, maps_nhw]).argmax(0).astype(np.uint8)
+
+
+def confident(foreground_hw: np.ndarray, background_hw: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Two label maps of positions, the first with little foreground, the second with little background -> (h, w) uint8 (golden: ir_label).
+
+    A class where the first says so, 0 where both say background, ignored elsewhere. `values`: as of `class_values`.
+    """
+    out = values[foreground_hw]
+    out[(foreground_hw == 0) & (background_hw != 0)] = IGNORE
+    return out
+
+
+def irn_confidence(
+    pixels: np.ndarray,
+    high_res_nhw: np.ndarray,
+    classes: np.ndarray,
+    foreground: float,
+    background: float,
+    crf: LabelCrfConfig | None = None,
+) -> np.ndarray:
+    """IRN's confident labels (golden: ir_label): class index + 1, 0 background, IGNORE, (h, w) uint8.
+
+    pixels (h, w, 3) uint8 RGB; high_res_nhw (n, h, w) float32 in [0, 1], of `classes` (n,). Each threshold, the background's constant
+    score, gives a label map; a random field with the labels of this picture goes over both. No class: background, surely.
+    """
+    if not len(classes):
+        return np.zeros(pixels.shape[:2], np.uint8)
+    runs = (with_constant_background(high_res_nhw, threshold) for threshold in (foreground, background))
+    refined = [label_crf(pixels, run, len(classes) + 1, crf) for run in runs]
+    return confident(refined[0], refined[1], class_values(classes))
+
+
+def affinity_scores(pixels: np.ndarray, maps_nhw: np.ndarray, low: float, high: float, crf: DenseCrf | None = None) -> np.ndarray:
+    """(2, n + 1, h, w) float32: the random field's scores of PSA with the background's score to the power low, then high."""
+    return np.stack([score_crf(pixels, with_background(maps_nhw, alpha), crf) for alpha in (low, high)])
+
+
+def affinity_positions(scores_2nhw: np.ndarray) -> np.ndarray:
+    """PSA's training labels (golden: affinitynet, `lab_*`), (h, w) uint8 positions in the list (background, labelled classes).
+
+    scores_2nhw (2, n + 1, h, w): with much background, with little. A class where even the first says so, 0 where even the second says
+    background, ignored elsewhere and where all scores are nothing.
+    """
+    first, second = scores_2nhw.argmax(1).astype(np.uint8)
+    out = np.where(first == 0, IGNORE, first).astype(np.uint8)
+    out[second == 0] = 0
+    out[(scores_2nhw < SILENT).all((0, 1))] = IGNORE
+    return out
+
+
+def affinity_labels(
+    pixels: np.ndarray, maps_nhw: np.ndarray, classes: np.ndarray, low: float, high: float, crf: DenseCrf | None = None
+) -> np.ndarray:
+    """PSA's labels at full size: class index + 1, 0 background, IGNORE, (h, w) uint8. Arguments as of `irn_confidence`, maps as of
+    `affinity_scores`. No class: background."""
+    if not len(classes):
+        return np.zeros(pixels.shape[:2], np.uint8)
+    positions = affinity_positions(affinity_scores(pixels, maps_nhw, low, high, crf))
+    out = class_values(classes)[np.where(positions == IGNORE, 0, positions)]
+    out[positions == IGNORE] = IGNORE
+    return out
+
+
+def range_normalized(sums_nhw: np.ndarray) -> np.ndarray:
+    """SEAM's normalisation of maps summed over scales and mirrors (golden: crf, `norm_cam`), (n, h, w) float32.
+
+    Negative values to 0, values below minimum + 1e-5 to 0, then (x - minimum - 1e-5) / (maximum - minimum + 1e-5); minimum and maximum are
+    taken before the second step, so that the smallest values come out slightly negative.
+    """
+    rectified = np.maximum(np.asarray(sums_nhw, np.float32), 0)
+    low, high = (f((1, 2), keepdims=True) for f in (rectified.min, rectified.max))
+    rectified[rectified < low + 1e-5] = 0
+    return (rectified - low - 1e-5) / (high - low + 1e-5)
