@@ -1,0 +1,235 @@
+"""The training of IRN's network: what is drawn for a step, what is set aside, the same bits after a stop, the mean displacement."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seedbed import loop
+from seedbed.artefacts import SEEDS, WEIGHTS, Stage
+from seedbed.artefacts.records import seeds_record, weights_record
+from seedbed.data import StoreInfo, StoreWriter
+from seedbed.data.transforms import generator, normalise
+from seedbed.models import build_network
+from seedbed.optim import PolySGD
+from seedbed.refine.irn import load_irn
+from seedbed.refine.irn_task import SHIFT, IrnConfig, IrnTask, augmented
+from seedbed.types import IGNORE, Sample, UserError
+
+SMALL = IrnConfig(backbone="small", weights="none", epochs=2, batch=4, crop=32, radius=3, scale_low=0.8, scale_high=1.2)
+Make = Callable[..., IrnTask]
+
+
+def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright block, and a label of it with an ignored rim; odd sizes."""
+    rng = np.random.default_rng(number)
+    height, width = 30 + number % 5, 40 - number % 4
+    pixels = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
+    labels = np.zeros((height, width), np.uint8)
+    pixels[8:22, 9:30, number % 3] = 230
+    labels[6:24, 7:32] = IGNORE
+    labels[8:22, 9:30] = number % 3 + 1
+    return pixels, labels
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def make_task(tmp_path: Path) -> Make:
+    def make(
+        config: IrnConfig = SMALL,
+        count: int = 13,
+        *,
+        broken: int = -1,
+        wrong: int = -1,
+        missing: int = -1,
+        ignored: bool = False,
+        **changes: Any,
+    ) -> IrnTask:
+        stage = Stage(tmp_path / "out", "confidence", "k", SEEDS)
+        with StoreWriter(tmp_path / "store", StoreInfo("made", ("red", "green", "blue"))) as writer, stage.writer() as records:
+            for i in range(count):
+                pixels, labels = scene(i)
+                content = encoded(pixels)[: 60 if i == broken else None]
+                writer.add(Sample(f"p{i:03d}", content, *labels.shape, np.eye(3, dtype=np.uint8)[i % 3], "main"), splits=("train",))
+                labels = np.full_like(labels, IGNORE) if ignored else labels[:-1] if i == wrong else labels
+                if i != missing:
+                    records.add(seeds_record(f"p{i:03d}", labels, None, None, 0.0))
+        ids = tuple(f"p{i:03d}" for i in range(count))
+        return IrnTask(str(tmp_path / "store"), None, ids, stage.folder, config, 5, **changes)
+
+    return make
+
+
+def test_a_crop_as_the_recipe_makes_it() -> None:
+    """Scale, mirror and place applied by Pillow to the whole; the reduced label is Pillow's nearest."""
+    pixels, labels = scene(3)
+    config = SMALL.replace(crop=64, scale_low=0.5, scale_high=1.5)
+    seen = set()
+    for visit in range(12):
+        image, target = augmented(pixels, labels, generator(0, "irn", "a", visit), config)
+        rng = generator(0, "irn", "a", visit)
+        size = tuple(max(1, int(np.round(side * s))) for s in [rng.uniform(0.5, 1.5)] for side in labels.shape)
+        mirrored = rng.random() < 0.5
+        big = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))[:, :: -1 if mirrored else 1]
+        flat = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))[:, :: -1 if mirrored else 1]
+        top, left = int(rng.integers(64 - size[0], endpoint=True)), int(rng.integers(64 - size[1], endpoint=True))
+        expected, whole = torch.zeros(3, 64, 64), np.full((64, 64), IGNORE, np.uint8)
+        expected[:, top : top + size[0], left : left + size[1]] = normalise(big)
+        whole[top : top + size[0], left : left + size[1]] = flat
+        torch.testing.assert_close(image, expected, rtol=0, atol=0)
+        np.testing.assert_array_equal(target, np.asarray(Image.fromarray(whole).resize((16, 16), Image.Resampling.NEAREST)))
+        seen.add(mirrored)
+    assert seen == {True, False}
+
+
+def test_a_picture_larger_than_the_crop() -> None:
+    pixels, labels = np.zeros((90, 40, 3), np.uint8), np.tile(np.arange(90, dtype=np.uint8)[:, None], (1, 40))
+    image, target = augmented(pixels, labels, np.random.default_rng(0), SMALL.replace(scale_low=1.0, scale_high=1.0))
+    assert image.shape == (3, 32, 32) and target.shape == (8, 8)
+    assert (np.diff(target[:, 0].int()) == 4).all() and not (target == IGNORE).any()
+
+
+def test_a_step_depends_on_its_number_alone(make_task: Make) -> None:
+    task = make_task()
+    task.open()
+    assert task.steps == 6
+    whole = task.batch(4, 0, 1)
+    again = pickle.loads(pickle.dumps(task))
+    again.open()
+    parts = [again.batch(4, rank, 2) for rank in (1, 0)][::-1]
+    torch.testing.assert_close(torch.cat([p.images_nchw for p in parts]), whole.images_nchw, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([p.labels_nhw for p in parts]), whole.labels_nhw, rtol=0, atol=0)
+    assert whole.labels_nhw.shape == (4, 8, 8) and whole.labels_nhw.dtype == torch.uint8
+    assert task.identity() == again.identity()
+    assert sorted(task.order(0)) == sorted(task.order(1)) and task.order(0) != task.order(1)
+
+
+def test_groups_and_rates(make_task: Make) -> None:
+    task = make_task(SMALL.replace(lr=0.2, weight_decay=1e-3))
+    task.open()
+    optimizer = task.optimizer(task.build(), task.steps)
+    assert isinstance(optimizer, PolySGD)
+    assert [(g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups] == [(0.2, 1e-3, 1e-3), (2.0, 1e-3, 1e-3)]
+
+
+def test_trains_stops_and_goes_on_with_the_same_bits(make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the loop; the network then finds the block's outline, and the log has the mean displacement."""
+    config = SMALL.replace(epochs=8, lr=0.5)
+    loop.train(make_task(config), tmp_path / "whole")
+    weights = torch.load(tmp_path / "whole" / "weights.pt", weights_only=True)
+    log = loop.read_log(tmp_path / "whole")
+    lines = [entry["terms"] for entry in log if "terms" in entry]
+    assert set(lines[0]) == {"pos", "neg", "dp_fg", "dp_bg"} and sum(lines[-1].values()) < sum(lines[0].values())
+
+    class Stopped(Exception):
+        pass
+
+    task = make_task(config.replace(checkpoint_every=5), count=13)
+    plain = IrnTask.batch
+
+    def until(self: IrnTask, step: int, rank: int, world: int) -> Any:
+        if step == 13:
+            raise Stopped
+        return plain(self, step, rank, world)
+
+    monkeypatch.setattr(IrnTask, "batch", until)
+    with pytest.raises(Stopped):
+        loop.train(task, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    loop.train(make_task(config.replace(checkpoint_every=5)), tmp_path / "stopped")
+    resumed = torch.load(tmp_path / "stopped" / "weights.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+    done = IrnTask.finished(weights, log)
+    means = [entry for entry in log if SHIFT[0] in entry]
+    assert len(means) == 1 and not weights["mean_shift.running_mean"].any()
+    np.testing.assert_allclose(done["mean_shift.running_mean"], [means[0][name] for name in SHIFT], rtol=1e-6)
+    stage = Stage(tmp_path / "out", "irn", "w", WEIGHTS)
+    with stage.writer() as writer:
+        for name, value in done.items():
+            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
+    net = load_irn(stage.folder, config, "cpu")
+    assert torch.equal(net.mean_shift.running_mean, done["mean_shift.running_mean"]) and not net.training
+    again = make_task(config)
+    again.open()
+    with torch.no_grad():
+        images = torch.cat([images for number in range(3) if (images := again._corners(again.ids, number)) is not None])
+        centred = net(images)[1].mean((0, 2, 3))
+    np.testing.assert_allclose(centred, 0, atol=1e-4 * max(1, float(done["mean_shift.running_mean"].abs().max())))
+
+
+def test_two_workers_share_the_pictures_of_the_mean(make_task: Make) -> None:
+    task = make_task(count=14)
+    task.open()
+    model = task.build().eval()
+    with torch.no_grad():
+        whole = task.judge([task.validate(model, "cpu", 0, 1)])
+        parts = [task.validate(model, "cpu", rank, 2) for rank in (0, 1)]
+    assert task.judge(parts) == whole and [len(p) for p in parts] == [2, 1]
+    assert task.validates(task.steps) and not task.validates(task.steps - 1)
+
+
+def test_the_classifiers_backbone(make_task: Make, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "out", "classifier", "c", WEIGHTS)
+    classifier = build_network("small", 3)
+    with stage.writer() as writer:
+        for name, value in classifier.state_dict().items():
+            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
+    task = make_task(SMALL.replace(weights="classifier"), classifier=stage.folder)
+    task.open()
+    taken = task.build().backbone.state_dict()
+    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in taken.items())
+    assert task.facts()["initial_weights"] == "classifier"
+    other = IrnTask(task.store, None, task.ids, task.labels, SMALL.replace(backbone="resnet18", weights="classifier"), 5, stage.folder)
+    other.open()
+    with pytest.raises(UserError, match="no resnet18"):
+        other.build()
+
+
+# --- what can't be used --------------------------------------------------------------------------------
+
+
+def test_bad_pictures_are_set_aside_by_name(make_task: Make) -> None:
+    """Not decodable, a label of another size, no label: named, counted, replaced by the next one."""
+    task = make_task(count=16, broken=2, wrong=5, missing=9)
+    task.open()
+    used = {ident for step in range(task.steps) for ident in task.batch(step, 0, 1).ids}
+    assert set(task.set_aside) == {"p002", "p005", "p009"} and not used & set(task.set_aside)
+    assert task.set_aside["p009"] == "no confidence label"
+    assert task.set_aside["p005"] == "its label has 29 x 39 pixels, the picture 30 x 39"
+    assert "p002" in task.set_aside["p002"] or "decode" in task.set_aside["p002"] or "read" in task.set_aside["p002"]
+
+
+def test_fewer_pictures_than_a_batch(make_task: Make) -> None:
+    with pytest.raises(UserError, match="3 pictures have confidence labels, fewer than a batch of 4") as error:
+        make_task(count=3).open()
+    assert error.value.field == "--refine.irn.batch"
+
+
+def test_no_picture_is_left(make_task: Make) -> None:
+    task = make_task(count=4, broken=0)
+    task.open()
+    task.set_aside.update({f"p00{i}": "gone" for i in range(1, 4)})
+    with pytest.raises(UserError, match="no picture with a confidence label"):
+        task.batch(0, 0, 1)
+
+
+def test_labels_that_ignore_everything(make_task: Make, tmp_path: Path) -> None:
+    """Nothing to learn: every loss is 0, and the weights only decay."""
+    loop.train(make_task(SMALL.replace(epochs=1, mean_shift=False), ignored=True), tmp_path / "run")
+    entries = [entry for entry in loop.read_log(tmp_path / "run") if "terms" in entry]
+    assert set(entries[-1]["terms"].values()) == {0.0}
