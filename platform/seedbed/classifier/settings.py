@@ -19,8 +19,8 @@ from seedbed.types import UserError
 class ClassifierConfig(Settings):
     """Training of the classifier. Defaults are the official code of IRN and RIB (both papers train the same one), for VOC 2012."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet50"
-    """Network; small: the one for made pictures (docs/shapes.md). IRN, RIB: resnet50."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "small"] = "resnet50"
+    """Network; resnet38: ResNet-38d of PSA, SEAM and HFPL; small: the one for made pictures (docs/shapes.md). IRN, RIB: resnet50."""
     weights: str = "imagenet"
     """Initial weights: imagenet (torchvision's), none, or the path of a safetensors file or checkpoint. IRN, RIB: imagenet."""
     trained: Literal["auto", "stage3", "all"] = "auto"

@@ -14,6 +14,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet34": ("seedbed.models.resnet:ResNet", {"depth": 34}),
     "resnet50": ("seedbed.models.resnet:ResNet", {"depth": 50}),
     "resnet101": ("seedbed.models.resnet:ResNet", {"depth": 101}),
+    "resnet38": ("seedbed.models.resnet38:ResNet38", {}),
     "small": ("seedbed.models.small:SmallNet", {}),
 }
 """Name -> where its class lives, loaded when it is asked for, and what its constructor gets besides `num_classes`."""

@@ -45,6 +45,8 @@ class LoadReport:
 
 def load_weights(model: nn.Module, source: str | Path) -> LoadReport:
     """Fill a network from `imagenet`, `none` (it stays as it was initialised) or a path; a UserError names the file and the remedy."""
+    if hasattr(model, "load_published"):  # its published weights have forms and names of their own
+        return model.load_published(source)  # type: ignore[operator]
     if str(source) == "none":
         return LoadReport("none", missing=tuple(model.state_dict()))
     if str(source) == "imagenet":
