@@ -1,0 +1,220 @@
+"""The segmenter's network by its settings, its parameter groups, and its initial weights: ImageNet's, COCO's, a file's, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seedbed.data.transforms import STD
+from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
+from seedbed.models.segmenter import Segmenter
+from seedbed.models.weights import LoadReport, read_checkpoint
+from seedbed.optim import Adam, Optimizer, PolySGD
+from seedbed.segment.settings import SegmenterConfig
+from seedbed.types import UserError
+
+FLAG = "--segmenter.weights"
+COCO = "https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/deeplabv1_resnet101-coco.pth"
+HEAD = re.compile(r"^(base\.aspp|aspp|squeeze|conv_fov2?|bn_fov2?|cls_conv)\.")
+"""New layers of all segmenters: an initial file may lack them."""
+SPARE = re.compile(r"(^|\.)(fc|classifier|fc8|linear1000)\.|num_batches_tracked$|\.layer4\.|^(backbone\.)?(f8_|f9)")
+"""Tensors of classifiers that no segmenter has a place for."""
+
+
+def build_segmenter(config: SegmenterConfig, num_classes: int) -> Segmenter:
+    """With fresh random weights; num_classes with background."""
+    config = config.resolved()
+    model: Segmenter
+    if config.model == "deeplab_v2":
+        from seedbed.models.deeplab import DeepLabV2
+
+        model = DeepLabV2(num_classes, int(config.backbone.removeprefix("resnet")), stride_in_3x3=config.stride == "3x3")
+    elif config.model == "deeplab_v1":
+        from seedbed.models.deeplab_v1 import DeepLabV1
+
+        model = DeepLabV1(num_classes)
+    else:
+        from seedbed.models.deeplab_small import SmallDeepLab
+
+        model = SmallDeepLab(num_classes, config.backbone)
+    use: Any = config.batch_norm
+    momentum = 0.1 if config.weights == "none" else None
+    return model.use_batch_norm(use, momentum)
+
+
+def segmenter_optimizer(model: Segmenter, config: SegmenterConfig) -> Optimizer:
+    """One group per rate. Frozen batch norm stands in none of them, so that nothing of it moves."""
+    config = config.resolved()
+    groups = []
+    for group in [*model.groups(), *([model.batch_norm_parameters()] if config.batch_norm == "trained" else [])]:
+        factor = group.factor if group.factor == 1 else group.factor / 10 * config.lr_head_factor
+        groups.append({"params": group.parameters, "lr": config.lr * factor, "weight_decay": config.weight_decay if group.decay else 0.0})
+    if config.optimizer == "adam":
+        return Adam(groups, config.lr, config.weight_decay, config.rates())
+    return PolySGD(groups, config.lr, config.weight_decay, config.steps, momentum=config.momentum, schedule=config.rates())
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a segmenter started from. `trained_on` goes into the protocol record: masks mean that supervision was not weak."""
+
+    report: LoadReport
+    trained_on: str
+    """none, imagenet, masks or unknown."""
+
+
+def initialise(model: Segmenter, config: SegmenterConfig) -> InitialWeights:
+    """Fills the network as `config.weights` says; a UserError names the file and the remedy."""
+    if config.weights == "none":
+        return InitialWeights(LoadReport("none", missing=tuple(model.state_dict())), "none")
+    file: Path | None = None
+    if config.weights == "imagenet":
+        source, state = _torchvision(model)
+        trained_on = "imagenet"
+    elif config.weights == "coco":
+        source, state, trained_on = "coco (deeplab-pytorch, deeplabv1_resnet101-coco)", _downloaded(COCO), "masks"
+    else:
+        file = Path(config.weights)
+        state = _fitting(_read(file), model, file)
+        with file.open("rb") as content:
+            checksum = hashlib.file_digest(content, "sha256").hexdigest()
+        source = f"{file.name} (SHA-256 {checksum[:16]})"
+        trained_on = config.weights_from if config.weights_from != "auto" else _guess(file, state)
+    report = fill(model, state, source, file)
+    return InitialWeights(report, trained_on)
+
+
+def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
+    """Tensors by name: with or without `module.` and the network's own prefix (`base.`, `backbone.`). The head alone may be missing."""
+    own = model.state_dict()
+    found: dict[str, Tensor] = {}
+    unexpected = []
+    for name, value in state.items():
+        target = own_name(name, own)
+        if target is None:
+            unexpected.append(name)
+        else:
+            found.setdefault(target, value)
+    missing = tuple(n for n in own if n not in found and not n.endswith("num_batches_tracked"))
+
+    def refuse(message: str, remedy: str) -> UserError:
+        return UserError(f"{file.name if file else source} {message}", file=file or source, field=FLAG, remedy=remedy)
+
+    model_remedy = "choose the network it belongs to with --segmenter.model and --segmenter.backbone, or give another file"
+    if not found:
+        raise refuse(f"holds the weights of another network: no name fits (it has {_some(list(state))})", model_remedy)
+    for name, value in found.items():
+        if value.shape == own[name].shape:
+            continue
+        if HEAD.match(name) and value.shape[1:] == own[name].shape[1:]:
+            message = f"is a segmenter of {len(value)} classes with background, the data have {len(own[name])}"
+            raise refuse(message, "give a checkpoint of the same classes")
+        shapes = f"{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
+        raise refuse(f"holds the weights of another network: {shapes}", model_remedy)
+    lacking = [n for n in missing if not HEAD.match(n)]
+    foreign = [n for n in unexpected if not SPARE.search(n)]
+    if lacking or foreign:
+        what = f"lacks {_some(lacking)}" if lacking else f"also has {_some(foreign)}"
+        raise refuse(f"holds the weights of another network: {what}", model_remedy)
+    bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise refuse(f"holds numbers that are not finite, in {_some(bad)}", "give a checkpoint from before its training diverged")
+    model.load_state_dict(found, strict=False)
+    return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
+
+
+def own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
+    """A tensor's name in this network, from its name in a file; None where it has no place."""
+    name = re.sub(r"^(module\.|scale\.)+", "", name)
+    for candidate in (name, f"base.{name}", f"backbone.{name}"):
+        if candidate in own:
+            return candidate
+    return None
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision ResNet's tensors under DeepLab-v2's names, for an input in BGR from 0 to 255 less the mean.
+
+    The first convolution takes over the division by 255 and the deviation, so that the network sees what it was trained on (Caffe's mean
+    and torchvision's differ by one level at most).
+    """
+    units = {"conv1": "reduce.conv", "bn1": "reduce.bn", "conv2": "conv3x3.conv", "bn2": "conv3x3.bn"}
+    units |= {"conv3": "increase.conv", "bn3": "increase.bn", "downsample.0": "shortcut.conv", "downsample.1": "shortcut.bn"}
+    out = {}
+    for name, value in state.items():
+        if match := re.fullmatch(r"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample\.\d)\.(\w+)", name):
+            layer, block, unit, part = match.groups()
+            out[f"base.layer{int(layer) + 1}.block{int(block) + 1}.{units[unit]}.{part}"] = value
+        elif name == "conv1.weight":
+            scale = 1 / (255 * torch.tensor(STD, dtype=torch.float64))
+            out["base.layer1.conv1.conv.weight"] = (value.double() * scale[:, None, None]).flip(1).float()
+        elif name.startswith("bn1."):
+            out[f"base.layer1.conv1.bn.{name.removeprefix('bn1.')}"] = value
+    return out
+
+
+def _torchvision(model: Segmenter) -> tuple[str, dict[str, Tensor]]:
+    from seedbed.models.weights import _imagenet
+
+    if getattr(model, "depth", None) is None:
+        message = f"there are no ImageNet weights to download for {type(model).__name__}"
+        raise UserError(message, field=FLAG, remedy=f"give a published file's path as {FLAG}, or none")
+    try:
+        source, state = _imagenet(model)
+    except UserError as error:
+        raise UserError(error.message, file=error.file, field=FLAG, remedy=error.remedy.replace("--classifier", "--segmenter")) from error
+    if hasattr(model, "base"):
+        return source, from_torchvision(state)
+    return source, {name: value for name, value in state.items() if not name.startswith(("layer4.", "fc."))}
+
+
+def _fitting(state: dict[str, Tensor], model: Segmenter, file: Path) -> dict[str, Tensor]:
+    """A torchvision ResNet's file in place of a published DeepLab one."""
+    if not hasattr(model, "base") or "layer1.0.conv1.weight" not in state:
+        return state
+    if not getattr(model, "stride_in_3x3", True):
+        message = f"{file.name} is a torchvision ResNet, whose stride lies in the 3x3 convolutions"
+        raise UserError(message, file=file, field=FLAG, remedy="say --segmenter.stride 3x3")
+    return from_torchvision(state)
+
+
+def _downloaded(url: str) -> dict[str, Tensor]:
+    name = url.rsplit("/", 1)[-1]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(target), progress=False)
+        except Exception as error:  # no network, a proxy's page in place of the file, a full disk
+            message = f"{name} can't be downloaded ({str(error).splitlines()[0][:120]})"
+            remedy = f"download the file where there is a network and give its path as {FLAG}"
+            raise UserError(message, file=url, field=FLAG, remedy=remedy) from error
+    return _read(target)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.is_file() and is_mxnet(path):
+            return {name: torch.from_numpy(array.astype("float32")) for name, array in resnet38_names(read_params(path, FLAG)).items()}
+        return read_checkpoint(path)
+    except UserError as error:
+        raise UserError(error.message, file=error.file, field=FLAG, remedy=error.remedy) from error
+
+
+def _guess(file: Path, state: Mapping[str, Tensor]) -> str:
+    """What a file was probably trained on: segmentation heads and COCO files have seen masks."""
+    names = [re.sub(r"^(module\.)+", "", n) for n in state]
+    if any(HEAD.match(n) for n in names) or "coco" in file.name.lower():
+        return "masks"
+    return "imagenet" if re.search("imagenet|ilsvrc", file.name.lower()) else "unknown"
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
