@@ -65,3 +65,12 @@ def transition(matrix: np.ndarray, beta: float, squarings: int) -> Tensor:
 def walk(maps: np.ndarray, matrix: np.ndarray, beta: float, squarings: int) -> np.ndarray:
     """(c, h, w) maps times the transition matrix to the power 2^squarings."""
     return (torch.from_numpy(maps).flatten(1) @ transition(matrix, beta, squarings)).numpy().reshape(maps.shape)
+
+
+def walk_by_products(maps: np.ndarray, matrix: np.ndarray, beta: float, times: int) -> np.ndarray:
+    """The same with the dense matrix multiplied to the maps `times` times, never squared."""
+    step = transition(matrix, beta, 0)
+    found = torch.from_numpy(maps).flatten(1)
+    for _ in range(times):
+        found = found @ step
+    return found.numpy().reshape(maps.shape)

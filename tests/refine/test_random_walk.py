@@ -138,6 +138,35 @@ def test_the_gathered_steps_of_a_gpu_are_the_same(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(walk(maps, affinity, 33), plainly, atol=1e-12)
 
 
+def test_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, affinity = np.random.default_rng(5).random((2, 13, 9)), random_affinity((13, 9))
+    whole = walk(maps, affinity, 21)
+    for tile in (1, 7, 50):
+        monkeypatch.setattr("seedbed.refine.random_walk.TILE", tile)
+        np.testing.assert_array_equal(walk(maps, affinity, 21), whole)
+
+
+def test_any_map_walks_as_the_dense_matrix_says() -> None:
+    """Sizes, radii, exponents, and edges at both ends of their range and at faint distances from them."""
+    pytest.importorskip("hypothesis")
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    values = st.sampled_from([0.0, 1.0, 1e-30, 1 - 1e-7, 0.5]) | st.floats(0, 1)
+
+    @settings(max_examples=60)
+    @given(st.data(), st.integers(1, 8), st.integers(1, 8), st.integers(1, 7), st.floats(0.1, 20), st.integers(0, 7))
+    def check(data: Any, h: int, w: int, radius: int, beta: float, squarings: int) -> None:
+        edge, one = (np.array(data.draw(st.lists(values, min_size=h * w, max_size=h * w))).reshape(h, w) for _ in range(2))
+        affinity = irn_affinity(edge, radius, beta)
+        np.testing.assert_allclose(affinity.dense(), plain.irn_matrix(edge, radius) ** beta, atol=1e-12)
+        found = walk(one[None], affinity, 2**squarings)
+        np.testing.assert_allclose(found, plain.walk(one[None], plain.irn_matrix(edge, radius), beta, squarings), atol=1e-9)
+        assert one.min() - 1e-12 <= found.min() and found.max() <= one.max() + 1e-12
+
+    check()
+
+
 def test_directions_hold_every_pair_once() -> None:
     for radius in range(1, 12):
         found = directions(radius)

@@ -24,6 +24,8 @@ FAINT = 1e-30
 with which a CPU is a hundred times slower."""
 FLOOR = 1e-20
 """Share of a map's maximum that is added while it walks, for the same reason. A walk leaves a constant as it is."""
+TILE = 1 << 14
+"""Pixels whose next values are found in one go on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -155,26 +157,32 @@ def _walk(maps: Tensor, offsets: tuple[Offset, ...], weights: Tensor, times: int
     total = maps.new_ones(length)
     for weight, distance in zip(flat_weights, distances, strict=True):
         total += weight[margin : margin + length] + weight[margin - distance : margin - distance + length]
-    if maps.is_cuda:
-        values = _steps_gathered(values, flat_weights, distances, margin, total, times)
-    else:
-        values = _steps(values, flat_weights, distances, margin, total, times)
-    return values[:, margin : margin + length].reshape(c, h, width)[:, :, :w] - (raised - maps)
+    steps = _steps_gathered if maps.is_cuda else _steps
+    out = steps(values, flat_weights, distances, margin, total, times)
+    return out.reshape(c, h, width)[:, :, :w] - (raised - maps)
 
 
 def _steps(values: Tensor, weights: Tensor, distances: list[int], margin: int, total: Tensor, times: int) -> Tensor:
-    """One product a direction and way, each over the whole map: a CPU is fast with long rows."""
-    length, after = len(total), torch.zeros_like(values)
-    here = slice(margin, margin + length)
-    for _ in range(times):
-        out = after[:, here].copy_(values[:, here])
-        for weight, distance in zip(weights, distances, strict=True):
-            behind, ahead = slice(margin - distance, margin - distance + length), slice(margin + distance, margin + distance + length)
-            out.addcmul_(weight[here], values[:, ahead])
-            out.addcmul_(weight[behind], values[:, behind])
-        out /= total
-        values, after = after, values
-    return values
+    """One product a direction and way, over a tile of the flat map after the other, so that a tile's sums stay in the cache."""
+    length = len(total)
+    buffers = values, torch.zeros_like(values)
+
+    def tile(now: Tensor, after: Tensor, begin: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+        first, last = margin + begin, margin + min(begin + TILE, length)
+        pairs = []
+        for weight, d in zip(weights, distances, strict=True):  # the partner ahead, and the one that this pixel is ahead of
+            pairs += [(weight[first:last], now[:, first + d : last + d]), (weight[first - d : last - d], now[:, first - d : last - d])]
+        return after[:, first:last], now[:, first:last], pairs, total[first - margin : last - margin]
+
+    # All views are made before: on a small map making them would take longer than the arithmetic.
+    plans = [[tile(now, after, begin) for begin in range(0, length, TILE)] for now, after in (buffers, buffers[::-1])]
+    for step in range(times):
+        for out, own, pairs, divisor in plans[step % 2]:
+            out.copy_(own)
+            for affinity, partner in pairs:
+                out.addcmul_(affinity, partner)
+            out /= divisor
+    return buffers[times % 2][:, margin : margin + length]
 
 
 def _steps_gathered(values: Tensor, weights: Tensor, distances: list[int], margin: int, total: Tensor, times: int) -> Tensor:
@@ -189,7 +197,7 @@ def _steps_gathered(values: Tensor, weights: Tensor, distances: list[int], margi
         out = values.clone()
         out[:, here] = (values[:, here] + (values[:, partners] * both).sum(1)) / total
         values = out
-    return values
+    return values[:, here]
 
 
 def as_tensor(values: np.ndarray | Tensor) -> Tensor:
