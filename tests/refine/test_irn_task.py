@@ -233,3 +233,14 @@ def test_labels_that_ignore_everything(make_task: Make, tmp_path: Path) -> None:
     loop.train(make_task(SMALL.replace(epochs=1, mean_shift=False), ignored=True), tmp_path / "run")
     entries = [entry for entry in loop.read_log(tmp_path / "run") if "terms" in entry]
     assert set(entries[-1]["terms"].values()) == {0.0}
+
+
+@pytest.mark.slow
+def test_two_workers_train_alike_every_time(make_task: Make, tmp_path: Path) -> None:
+    """Gradients of both branches meet, and the mean displacement of both workers' batches is in one line of the log."""
+    config = SMALL.replace(epochs=1)
+    for name in ("one", "two"):
+        loop.train_locally(make_task(config), tmp_path / name, workers=2)
+    one, two = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert len([entry for entry in loop.read_log(tmp_path / "one") if SHIFT[0] in entry]) == 1
