@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,14 +39,6 @@ def cells_between(destination: Offset) -> tuple[Offset, ...]:
 def paths(radius: int) -> tuple[Path, ...]:
     """The path of every direction; short ones first, of equal lengths in the order of `directions`."""
     return tuple(sorted((Path(d, cells_between(d)) for d in directions(radius)), key=lambda path: len(path.cells)))
-
-
-def groups(radius: int) -> Iterator[list[Path]]:
-    """The paths of `paths`, those of one length together."""
-    found: dict[int, list[Path]] = {}
-    for path in paths(radius):
-        found.setdefault(len(path.cells), []).append(path)
-    yield from found.values()
 
 
 def source_grid(size: tuple[int, int], radius: int) -> tuple[int, int]:
