@@ -305,7 +305,7 @@ def picture_over_k(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axis.plot(k, middle, label=LABELS[name])
             axis.fill_between(k, middle - error, middle + error, alpha=0.15)
         axis.axhline(0, color="black", linewidth=0.6)
-        axis.set(xlabel="k", title=f"{title}: points above CAM")
+        axis.set(xlabel="k", ylabel="points above CAM", title=title)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=90)
 

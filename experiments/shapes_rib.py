@@ -15,7 +15,8 @@ from seedbed.study import main
 STUDY = ShapesExperiment(
     name="shapes_rib",
     seeds=3,
-    data=DataConfig(train_split="train", map_split="train", companion_split="train", score_split="train", map_limit=60),
+    until="seed",
+    data=DataConfig(train_split="train", map_split="train", companion_split="train", score_split="train", map_limit=48),
     classifier=ClassifierConfig(
         backbone="small", weights="none", optimizer="adam", lr=3e-3, batch=12, epochs=7, schedule="cosine", warm_up=0.05,
         batch_scales=(0.75, 1.0, 1.3333), validate="end", transform=TrainTransform(resize_low=0, resize_high=0, crop=96, brightness=0.2),

@@ -25,6 +25,13 @@ SMOKE = {
     "classifier.epochs": 18, "classifier.batch": 10, "classifier.lr": 5e-4, "classifier.lr_classifier_factor": 1.0,
     "classifier.transform.resize_low": 72, "classifier.transform.resize_high": 112, "classifier.transform.crop": 80,
     "cam.long_side": 112, "rib.steps": 3, "rib.batch": 3, "rib.lr": 1e-4, "rib.margin": 60.0, "scoring.low": 0.05, "scoring.high": 0.6,
+    "refine.irn.backbone": "resnet18", "refine.irn.weights": "classifier", "refine.irn.epochs": 6, "refine.irn.batch": 10,
+    "refine.irn.crop": 128, "refine.irn.walk.pad": 0,
+    "refine.affinitynet.backbone": "resnet18", "refine.affinitynet.weights": "classifier", "refine.affinitynet.epochs": 6,
+    "refine.affinitynet.crop": 128,
+    "segmenter.model": "small", "segmenter.backbone": "resnet18", "segmenter.weights": "none", "segmenter.optimizer": "adam",
+    "segmenter.lr": 1e-3, "segmenter.lr_head_factor": 1.0, "segmenter.schedule": "cosine", "segmenter.steps": 40, "segmenter.batch": 8,
+    "segmenter.crop": 96, "segmenter.scales": (0.5, 0.75), "segmenter.crf": "none",
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -512,5 +512,5 @@ def test_iou_of_a_picture() -> None:
 
 def test_many_steps_are_thinned_to_first_last_and_some_between() -> None:
     maps = {"CAM": np.zeros((4, 4)), **{f"RIB k={k}": np.zeros((4, 4)) for k in range(20)}}
-    kept = list(pictures._thinned(maps))
+    kept = list(pictures._thinned(maps, 6))
     assert kept[0] == "CAM" and kept[1] == "RIB k=0" and kept[-1] == "RIB k=19" and len(kept) <= pictures.TILES - 3

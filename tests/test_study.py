@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "data.train_split": "train", "data.map_split": "train", "data.companion_split": "train", "data.score_split": "train",
     "data.limit": 10, "cam.scales": (1.0, 0.5), "rib.loss_scales": (1.0,), "rib.steps": 3, "rib.batch": 2, "rib.lr": 1e-3,
     "rib.snapshots": True, "scoring.low": 0.02, "scoring.high": 0.4, "scoring.step": 0.02,
-    "run.executor": "local", "run.tracking_uri": "none",
+    "run.executor": "local", "run.tracking_uri": "none", "until": "seed",
 }  # fmt: skip
 
 

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from seedbed.artefacts import Fragments, find_stages
-from seedbed.artefacts.records import png, seeds_from
+from seedbed.artefacts.records import decode_png, png
 from seedbed.study import reported_errors
 from seedbed.types import UserError
 
-STAGES = {"seed": "seeds"}
+STAGES = {"seed": "seeds", "mask": "masks", "segmentation": "predictions"}
 """What `--stage` says -> the stage's name."""
 
 
@@ -37,24 +37,24 @@ def main() -> None:
 
 def export(run: Path, stage: str, out: Path) -> int:
     """Writes the label maps of a run's stage; returns how many. Of several seeds each goes to METHOD-KEY, of one to METHOD."""
-    there = find_stages(run, STAGES[stage])
+    there = [m for m in find_stages(run, STAGES[stage]) if stage != "segmentation" or "tolerance" in m["settings"]]
     if not there:
         message = f"{run} has no finished stage {STAGES[stage]!r}"
         raise UserError(message, file=run, field="--stage", remedy="run the study to that stage first")
-    palette = _palette(run)
-    methods = [m["method"] for m in there]
+    palette = palette_of(run)
+    places = [(m["method"], m["settings"].get("split")) for m in there]
     count = 0
     for manifest in there:
         method = manifest["method"]
-        folder = out / (method if methods.count(method) == 1 else f"{method}-{manifest['key'][:8]}")
+        folder = out / (method if places.count((method, manifest["settings"].get("split"))) == 1 else f"{method}-{manifest['key'][:8]}")
         folder.mkdir(parents=True, exist_ok=True)
         for record in Fragments(Path(manifest["folder"])):
-            (folder / f"{record['id']}.png").write_bytes(png(seeds_from(record).label_map, palette))
+            (folder / f"{record['id']}.png").write_bytes(png(decode_png(record["label_map"]), palette))
             count += 1
     return count
 
 
-def _palette(run: Path) -> list[list[int]]:
+def palette_of(run: Path) -> list[list[int]]:
     """The dataset's palette as the run recorded it."""
     import json
 

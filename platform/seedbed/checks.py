@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from seedbed.data.companions import CompanionPool
 from seedbed.methods import method_class
 from seedbed.pipeline import classifier_task, method_settings
 from seedbed.plan import Plan
+from seedbed.refine.saliency import check_folder
 from seedbed.types import UserError
 
 
@@ -23,6 +25,7 @@ def check(plan: Plan, *, dry: bool = False) -> None:
     classifier_task(e, plan.store, e.seed, plan.keys.left_out_of_training).open()
     check_scored(plan)
     check_companions(plan)
+    check_late(plan)
     if not plan.keys.score_ids:
         raise UserError(f"{e.data.score_split} has no pictures", field="--data.score-split", remedy="name a split that has some")
 
@@ -64,6 +67,27 @@ def check_scored(plan: Plan) -> None:
         message = f"the threshold of {e.data.score_split} would be chosen on {e.data.score_split} itself"
         remedy = "name another split, or say --scoring.threshold-source oracle"
         raise UserError(message, field="--scoring.held-out-split", remedy=remedy)
+
+
+def check_late(plan: Plan) -> None:
+    """What the stages after the seeds will ask for: saliency maps, random fields, files of weights."""
+    e = plan.experiment
+    if not plan.reaches("mask"):
+        return
+    if e.refine.saliency:
+        check_folder(Path(e.refine.saliency), plan.keys.map_ids)
+    fields = e.refine.crf_seeds or e.refine.method != "none" or (plan.reaches("segmentation") and e.segmenter.crf != "none")
+    if fields and find_spec("pydensecrf") is None:
+        remedy = "make env installs it; or say --refine.method none --refine.no-crf-seeds --segmenter.crf none"
+        raise UserError("pydensecrf is not installed, which random fields are made with", field="--refine.method", remedy=remedy)
+    files = {"--segmenter.weights": e.segmenter.weights} if plan.reaches("segmentation") else {}
+    if e.refine.has_network:
+        files[f"--refine.{e.refine.method}.weights"] = e.refine.network_weights
+    for flag, weights in files.items():
+        if weights not in ("imagenet", "none", "coco", "classifier") and not Path(weights).is_file():
+            raise UserError(
+                f"{weights} does not exist", file=weights, field=flag, remedy=f"name a checkpoint, or say {flag} imagenet or none"
+            )
 
 
 def check_weights(plan: Plan) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from seedbed.classifier import ClassifierConfig, ClassifierTask
 from seedbed.config import Settings, bounded, nested, setting
@@ -18,7 +18,9 @@ from seedbed.data.transforms import TrainTransform
 from seedbed.methods import method_class
 from seedbed.methods.cam import CamConfig
 from seedbed.methods.rib import RibConfig
+from seedbed.refine.settings import RefineConfig
 from seedbed.seeds import SeedConfig
+from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
 
 __all__ = [
@@ -26,15 +28,19 @@ __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "Experiment",
+    "RefineConfig",
     "RibConfig",
     "RunConfig",
     "SeedConfig",
+    "SegmenterConfig",
     "ShapesConfig",
     "ShapesExperiment",
     "TrainTransform",
 ]
 
-Until = Literal["maps", "seed"]
+Until = Literal["maps", "seed", "mask", "segmentation"]
+UNTIL = get_args(Until)
+"""What a study can end with, in order."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class Experiment(Settings):
     """What is repeated: rib (the fine-tuning on one classifier, as RIB's 56.44 +- 0.05) or all (as HFPL's five runs)."""
     explain: bool = setting(False, key=False)
     """Print which stages would run and why, then exit."""
-    until: Until = setting("seed", key=False)
-    """The last stage to run."""
+    until: Until = setting("segmentation", key=False)
+    """The last stage to run: maps, scored seeds, scored pseudo-labels (mask), or a trained segmenter and its scored predictions."""
     method: Literal["cam", "rib"] = "rib"
     """What makes the maps; plain CAMs are always made beside it."""
     data: DataConfig = nested(DataConfig)
@@ -86,6 +92,8 @@ class Experiment(Settings):
     cam: CamConfig = nested(CamConfig)
     rib: RibConfig = nested(RibConfig)
     scoring: SeedConfig = nested(SeedConfig)
+    refine: RefineConfig = nested(RefineConfig)
+    segmenter: SegmenterConfig = nested(SegmenterConfig)
     run: RunConfig = nested(RunConfig)
 
     def folder(self) -> Path:

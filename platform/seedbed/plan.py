@@ -7,82 +7,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from seedbed.artefacts import MAPS, SEEDS, THRESHOLDS, WEIGHTS, Stage
+from seedbed.artefacts import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SEEDS, THRESHOLDS, WEIGHTS, Stage
 from seedbed.config import digest
 from seedbed.data import Store
-from seedbed.pipeline import Experiment, code_version
+from seedbed.keys import BASELINES, Keys
+from seedbed.pipeline import UNTIL, Experiment, code_version
 
-VERSIONS = {"classifier": 1, "thresholds": 1, "seeds": 1}
+VERSIONS = {
+    "classifier": 1,
+    "thresholds": 1,
+    "seeds": 1,
+    "crf": 1,
+    "confidence": 1,
+    "affinity": 1,
+    "masks": 1,
+    "scored": 1,
+    "segmenter": 1,
+    "retrained": 1,
+    "predictions": 1,
+}
 """Code versions of the stages whose code has no constant of its own; a golden test fails when output changes without a new one."""
-
-BASELINES = ("whole_picture", "centred_box")
-
-
-class Keys:
-    """Content keys of the stages, known before any of them runs: a stage's settings, its inputs' keys, and the code's version."""
-
-    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
-        self.experiment, self.store, self.device = experiment, store, device
-        data = experiment.data
-        self.left_out: dict[str, str] = {}
-        """Pictures that --data.skip-unreadable found damaged, and why."""
-        self.map_ids = self._select(data.map_split)
-        self.score_ids = self._select(data.score_split)
-        scoring = experiment.scoring
-        held_out = scoring.threshold_source == "held-out"
-        self.held_out_ids = self._select(scoring.held_out_split) if held_out else []
-        # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
-        self.train_ids, damaged = data.select(store, data.train_split)
-        self.left_out_of_training = tuple(damaged)
-        self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
-
-    def _select(self, split: str) -> list[str]:
-        ids, left_out = self.experiment.data.select(self.store, split, mapped=True)
-        self.left_out |= left_out
-        return ids
-
-    def resources(self) -> dict[str, Any]:
-        return {"device": self.device, "threads": self.experiment.run.threads}
-
-    def classifier_settings(self, seed: int) -> dict[str, Any]:
-        e = self.experiment
-        return {
-            "classifier": e.classifier.resolved().to_dict(only_key=True),
-            "method": "cam",
-            "seed": seed,
-            "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(self.train_ids),
-            **self.resources(),
-        }
-
-    def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
-        e = self.experiment
-        out = {
-            "method": method,
-            "cam": e.cam.to_dict(only_key=True),
-            "inputs": self.store.inputs_checksum(self.map_ids),
-            **self.resources(),
-        }
-        if method == "rib":
-            companions = e.data.select(self.store, e.data.companion_split)[0]
-            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self.store.inputs_checksum(companions)}
-            out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
-        return out
-
-    def sweep_settings(self, ids: list[str], split: str) -> dict[str, Any]:
-        scoring = self.experiment.scoring
-        grid = [float(t) for t in scoring.grid()]
-        return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
-
-    def seeds_settings(self, method: str, subset: bool) -> dict[str, Any]:
-        """What label maps and their counts depend on, beyond the maps and the sweep that chose the threshold."""
-        scoring, ids = self.experiment.scoring, self.score_ids
-        common = {"method": method, "tolerance": scoring.tolerance, "truth": self.store.truth_checksum(ids)}
-        if method in ("whole_picture", "centred_box"):
-            return {**common, "labels": self.store.inputs_checksum(ids)}
-        source = scoring.threshold_source
-        chosen = {"threshold": scoring.threshold} if source == "fixed" else {"absent": scoring.absent(subset)}
-        return {**common, "source": source, **chosen}
 
 
 class Plan:
@@ -138,6 +82,75 @@ class Plan:
             return [self.thresholds_stage(method, seed, e.scoring.held_out_split, self.keys.held_out_ids)]
         return [self.thresholds_stage(method, seed)] if e.scoring.threshold_source == "oracle" else []
 
+    # --- from maps to a segmenter, of the study's method ----------------------------------------------
+
+    def crf_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"seeds": self.seeds_stage(method, seed).key}
+        return self._stage("crf", self.keys.crf_settings(method, self.subset), SEEDS, inputs, VERSIONS["crf"], method)
+
+    def confidence_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"maps": self.maps_stage(method, seed).key}
+        return self._stage("confidence", self.keys.confidence_settings(), LABELS, inputs, VERSIONS["confidence"], method)
+
+    def affinity_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"confidence": self.confidence_stage(method, seed).key}
+        if self.experiment.refine.network_weights == "classifier":
+            inputs["classifier"] = self.classifier_stage(seed).key
+        return self._stage("affinity", self.keys.affinity_settings(seed), WEIGHTS, inputs, VERSIONS["affinity"], method)
+
+    def masks_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"maps": self.maps_stage(method, seed).key}
+        if self.experiment.refine.has_network:
+            inputs["affinity"] = self.affinity_stage(method, seed).key
+        return self._stage("masks", self.keys.masks_settings(method), MASKS, inputs, VERSIONS["masks"], method)
+
+    def scored_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"masks": self.masks_stage(method, seed).key}
+        return self._stage("scored", self.keys.scored_settings(self.keys.score_ids), SCORED, inputs, VERSIONS["scored"], method)
+
+    def segmenter_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"masks": self.masks_stage(method, seed).key}
+        return self._stage("segmenter", self.keys.segmenter_settings(seed), WEIGHTS, inputs, VERSIONS["segmenter"], method)
+
+    def filling_stage(self, method: str, seed: int) -> Stage:
+        """What the first segmenter says of the pictures that it was trained on: it fills their ignored pixels."""
+        inputs = {"segmenter": self.segmenter_stage(method, seed).key}
+        settings = self.keys.predictions_settings(self.keys.pseudo_ids, self.experiment.data.map_split, scored=False)
+        return self._stage("predictions", settings, PREDICTIONS, inputs, VERSIONS["predictions"], method)
+
+    def retrained_stage(self, method: str, seed: int) -> Stage:
+        inputs = {"masks": self.masks_stage(method, seed).key, "predictions": self.filling_stage(method, seed).key}
+        return self._stage("retrained", self.keys.segmenter_settings(seed), WEIGHTS, inputs, VERSIONS["retrained"], method)
+
+    def final_segmenter(self, method: str, seed: int) -> Stage:
+        return (self.retrained_stage if self.experiment.segmenter.retrain else self.segmenter_stage)(method, seed)
+
+    def predictions_stage(self, method: str, seed: int, split: str) -> Stage:
+        inputs = {"segmenter": self.final_segmenter(method, seed).key}
+        settings = self.keys.predictions_settings(self.keys.segmented_ids[split], split, scored=True)
+        return self._stage("predictions", settings, PREDICTIONS, inputs, VERSIONS["predictions"], method)
+
+    def reaches(self, last: str) -> bool:
+        """Whether the study goes as far as `seed`, `mask` or `segmentation`."""
+        return UNTIL.index(self.experiment.until) >= UNTIL.index(last)
+
+    def _late(self, method: str, seed: int) -> Iterator[tuple[str, Stage]]:
+        if self.reaches("mask"):
+            if self.experiment.refine.has_network:
+                yield f"confidence {method}", self.confidence_stage(method, seed)
+                yield f"affinity {method}", self.affinity_stage(method, seed)
+            yield f"masks {method}", self.masks_stage(method, seed)
+            yield f"scored {method}", self.scored_stage(method, seed)
+        if self.reaches("segmentation"):
+            yield f"segmenter {method}", self.segmenter_stage(method, seed)
+            if self.experiment.segmenter.retrain:
+                yield f"predictions {method}", self.filling_stage(method, seed)
+                yield f"retrained {method}", self.retrained_stage(method, seed)
+            for split in self.keys.segmented_ids:
+                yield f"predictions {method}", self.predictions_stage(method, seed, split)
+
+    # --- all of them ----------------------------------------------------------------------------------
+
     def plan(self) -> Iterator[tuple[str, Stage]]:
         """Every stage of the study in order, with its label; a stage that two repetitions share comes once."""
         seen: set[str] = set()
@@ -145,16 +158,19 @@ class Plan:
             stages = [("classifier", self.classifier_stage(seed))]
             for method in self.methods:
                 stages.append((f"maps {method}", self.maps_stage(method, seed)))
-                if self.experiment.until != "maps":
+                if self.reaches("seed"):
                     sweeps = {s.key: s for s in (self.thresholds_stage(method, seed), *self.choosing(method, seed))}
                     stages += [(f"thresholds {method}", sweep) for sweep in sweeps.values()]
                     stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
-            if self.experiment.until != "maps":
+                if self.reaches("mask") and self.experiment.refine.crf_seeds:
+                    stages.append((f"crf {method}", self.crf_stage(method, seed)))
+            stages += self._late(self.experiment.method, seed)
+            if self.reaches("seed"):
                 stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
             for label, stage in stages:
                 if stage.key not in seen:
                     seen.add(stage.key)
-                    yield f"{label} {seed}" if len(self.seeds) > 1 and "maps" in f"{stage.inputs} {label}" else label, stage
+                    yield f"{label} {seed}" if len(self.seeds) > 1 and not label.endswith(BASELINES) else label, stage
 
     def explanation(self) -> Iterator[str]:
         """name, key, state, reason: one line for each stage."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seedbed import provenance
-from seedbed.artefacts import Stage, write_atomically
-from seedbed.artefacts.records import maps_from, seeds_from, unpack
-from seedbed.metrics.contour import Contour
-from seedbed.metrics.region import Confusion
+from seedbed.artefacts import write_atomically
+from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
 from seedbed.report import Panel, StudyResult, write_report, write_tables
-from seedbed.scores import protocol_record, repetition_rows, score_rows
-from seedbed.seeds import SweepCounts, Threshold
+from seedbed.scores import repetition_rows
+from seedbed.seeds import SweepCounts
+from seedbed.stage_rows import validation_rows
 from seedbed.types import UserError
 
 if TYPE_CHECKING:
@@ -26,57 +24,6 @@ if TYPE_CHECKING:
 PANELS = 8
 """Pictures shown in the report."""
 SCORES_VERSION = 1
-
-
-def seed_rows(study: Study, stage: Stage, method: str, seed: int, threshold: Threshold | None) -> list[dict[str, Any]]:
-    """The rows of one seeds artefact; the per-picture counts in its records are added up."""
-    e, names = study.experiment, study.store.info.classes
-    region = Confusion(len(names))
-    contour = Contour(len(names), e.scoring.tolerance)
-    images = 0
-    for confusion, contours in stage.records().columns("confusion", "contour"):
-        if confusion is not None:
-            region.merge(Confusion.from_record(unpack(confusion), len(names)))
-            contour.merge(Contour.from_record(unpack(contours), len(names), e.scoring.tolerance))
-            images += 1
-    protocol = protocol_of(study, images=images, split=e.data.score_split, threshold=threshold, network=threshold is not None)
-    return score_rows(region, contour, stage="seed", method=method, split=e.data.score_split, seed=seed, protocol=protocol, names=names)
-
-
-def protocol_of(study: Study, *, images: int, split: str, threshold: Threshold | None, network: bool) -> dict[str, Any]:
-    """The protocol record of one row; a row without a network has no weights, scales or threshold."""
-    e, info = study.experiment, study.store.info
-    trained_on = set(study.keys.train_ids)
-    return protocol_record(
-        dataset=info.dataset,
-        split=split,
-        images=images,
-        subset=study.subset,
-        initial_weights=initial_weights(study) if network else "none",
-        scales=e.cam.scales if network else (),
-        flip=e.cam.flip and network,
-        crf=None,
-        threshold=threshold,
-        label_source=label_source(study),
-        oracle_labels=not set(study.keys.score_ids) <= trained_on,
-        contour_tolerance=e.scoring.tolerance,
-        absent_classes=e.scoring.absent(study.subset),
-        settings_key=e.key(),
-        git=study.git,
-        network=network,
-        from_scratch=network and e.classifier.weights == "none",
-        seeds_vary=e.seeds_vary,
-    )
-
-
-def label_source(study: Study) -> str:
-    """Where the class labels of the scored pictures came from; several sources are named together."""
-    return "+".join(study.store.label_sources(study.keys.score_ids))
-
-
-def score_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Rows as MLflow metrics: seed/train/mIoU, seed/train/IoU/<class>."""
-    return {f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}": r["value"] for r in rows}
 
 
 def parent_metrics(study: Study) -> dict[str, float]:
@@ -105,6 +52,7 @@ def conclude(study: Study, began: float) -> StudyResult:
         curves=curves(study),
         over_k=over_k(study),
         ends=ends(study),
+        coverage=coverage(study),
         panels=panels(study),
         stages=study.summaries,
         provenance=run_record(study, began, "FINISHED", None),
@@ -119,33 +67,6 @@ def conclude(study: Study, began: float) -> StudyResult:
     for path in (study.out / "scores.json", report, *sorted((study.out / "figures").glob("*"))):
         study.tracker.artifact(path)
     return result
-
-
-def initial_weights(study: Study) -> str:
-    """imagenet, none, or a file by name and content."""
-    weights = study.experiment.classifier.weights
-    if weights in ("imagenet", "none"):
-        return weights
-    return f"{Path(weights).name} ({study.experiment.classifier.to_dict(only_key=True)['weights']})"
-
-
-def validation_rows(study: Study) -> list[dict[str, Any]]:
-    """Mean average precision of each classifier on its validation split, where there was one."""
-    rows = []
-    for seed in study.seeds:
-        figures = (study.classifier_stage(seed).manifest or {}).get("summary", {}).get("validation", {})
-        if "val/mAP" in figures:
-            split = figures["split"]
-            protocol = protocol_of(study, images=figures["images"], split=split, threshold=None, network=True)
-            protocol |= {
-                "labels": {**protocol["labels"], "oracle": False},
-                "scales": [1.0],
-                "flip": False,
-                "classes": list(study.store.info.classes),
-            }
-            row = {"stage": "classifier", "method": "cam", "split": split, "seed": seed, "metric": "mAP", "value": figures["val/mAP"]}
-            rows.append({**row, "protocol": protocol})
-    return rows
 
 
 def curves(study: Study) -> dict[str, dict[str, list[float]]]:
@@ -211,6 +132,29 @@ def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
     return out
 
 
+def coverage(study: Study) -> dict[str, dict[str, float]]:
+    """Of the pseudo-labels, the mean over pictures and seeds: shares of their pixels in percent."""
+    if not study.reaches("mask"):
+        return {}
+    method = study.experiment.method
+    found = [row for seed in study.seeds for (row,) in study.masks_stage(method, seed).records().columns("shares")]
+    means = 100 * np.mean(found, axis=0) if found else np.zeros(4)
+    return {method: dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))}
+
+
+def later_label_maps(study: Study, seed: int, ident: str) -> dict[str, np.ndarray]:
+    """What the stages after the seeds made of a picture."""
+    method, out = study.experiment.method, {}
+    if study.reaches("mask") and ident in (masks := study.masks_stage(method, seed).records()):
+        record = masks[ident]
+        out["mask"] = decode_png(record["label_map"])
+        out["labels"] = decode_png(record["labels"])
+    for split in study.keys.segmented_ids:
+        if ident in (predictions := study.predictions_stage(method, seed, split).records()):
+            out["prediction"] = decode_png(predictions[ident]["label_map"])
+    return out
+
+
 def panels(study: Study) -> list[Panel]:
     """Pictures for the report, evenly over the scored ones, of the first seed."""
     from seedbed.methods.maps import high_res, snapshot_maps
@@ -239,7 +183,16 @@ def panels(study: Study) -> list[Panel]:
             stage = study.seeds_stages.get((method, seed))
             if stage is not None and ident in (records := stage.records()):
                 seeds[method.upper()] = seeds_from(records[ident]).label_map
-        out.append(Panel(id=ident, picture=sample.pixels(), truth=sample.mask("class"), maps=shown, seeds=seeds))
+        out.append(
+            Panel(
+                id=ident,
+                picture=sample.pixels(),
+                truth=sample.mask("class"),
+                maps=shown,
+                seeds=seeds,
+                later=later_label_maps(study, seed, ident),
+            )
+        )
     return out
 
 

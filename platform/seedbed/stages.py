@@ -1,13 +1,13 @@
 """A study's stages in order, each asked for by its key: found where it is whole, gone on with where it was cut short, else made.
 
-classifier -> maps (CAM, then RIB) -> thresholds -> seeds -> scores.
+Here classifier -> maps -> thresholds -> seeds; refining.py and segmenting.py go on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,14 @@ from seedbed.artefacts import Stage
 from seedbed.artefacts.records import unpack, weights_record
 from seedbed.checks import check
 from seedbed.data import Store
+from seedbed.keys import BASELINES, Keys
 from seedbed.local import Executor, ImageWork, Tracker
 from seedbed.loop import read_log
 from seedbed.pipeline import Experiment, classifier_task, method_settings
-from seedbed.plan import BASELINES, Keys, Plan
+from seedbed.plan import Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
+from seedbed.stage_rows import score_metrics, seed_rows
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
 
@@ -82,43 +84,59 @@ class Study(Plan):
             tracker.end(status)
 
     def repetition(self, seed: int) -> None:
-        """One repetition: a classifier, and for each method its maps, threshold and seeds."""
+        """One repetition: a classifier, for each method its maps, threshold and seeds; then the study's method to its segmenter."""
+        from seedbed import refining, segmenting
+
         self.train_classifier(seed)
         for method in self.methods:
             self.localise(method, seed)
-            if self.experiment.until != "maps":
+            if self.reaches("seed"):
                 threshold = self.choose_threshold(method, seed)
                 self.make_seeds(method, seed, threshold)
-        if self.experiment.until != "maps" and seed == self.experiment.seed:
+                if self.reaches("mask") and self.experiment.refine.crf_seeds:
+                    refining.crf_seeds(self, method, seed, threshold)
+        if self.reaches("mask"):
+            refining.refine(self, self.experiment.method, seed)
+        if self.reaches("segmentation"):
+            segmenting.segment(self, self.experiment.method, seed)
+        if self.reaches("seed") and seed == self.experiment.seed:
             for method in BASELINES:
                 self.make_seeds(method, seed, None)
 
     def train_classifier(self, seed: int) -> None:
-        stage = self.classifier_stage(seed)
-        with self.recorded("classifier", stage, None, seed) as child:
-            if stage.manifest is None:
-                self._train(stage, self.task(seed))
-            for entry in read_log(stage.folder):
-                self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
+        self.train("classifier", self.classifier_stage(seed), lambda: self.task(seed), None, seed)
 
     def task(self, seed: int) -> Any:
         return classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
 
-    def _train(self, stage: Stage, task: Any) -> None:
+    def train(self, name: str, stage: Stage, task: Callable[[], Any], method: str | None, seed: int) -> None:
+        """A network's training: found, gone on with, or begun; its log goes to the tracker."""
+        with self.recorded(name, stage, method, seed) as child:
+            if stage.manifest is None:
+                self._train(self.label(name, method and method.upper(), seed), stage, task())
+            for entry in read_log(stage.folder):
+                self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
+
+    def label(self, name: str, method: str | None, seed: int) -> str:
+        """A stage's name in terminal and summary."""
+        return " ".join(str(part) for part in (name, method, seed if len(self.seeds) > 1 else None) if part is not None)
+
+    def _train(self, label: str, stage: Stage, task: Any) -> None:
         import torch
 
         began = time.perf_counter()
         stage.folder.mkdir(parents=True, exist_ok=True)
         task.open()
-        label = "classifier" + (f" {stage.settings['seed']}" if len(self.seeds) > 1 else "")
         with self.progress.training(label, task.steps) as line:
             self.executor.train(task, stage.folder, line.report)
         weights = torch.load(stage.folder / "weights.pt", map_location="cpu", weights_only=True)
+        entries = read_log(stage.folder)
+        if hasattr(task, "finished"):  # what is measured after the last step and belongs to the weights
+            weights = task.finished(weights, entries)
         with stage.writer() as writer:
             for name in sorted(weights):
                 array = weights[name].detach().contiguous().numpy()
                 writer.add(weights_record(name, array, array.dtype.str))
-        entries = read_log(stage.folder)
         for entry in entries:
             if "set_aside" in entry:
                 stage.set_aside(entry["set_aside"]["id"], entry["set_aside"]["reason"])
@@ -156,7 +174,7 @@ class Study(Plan):
             device=self.executor.device,
             threads=e.run.threads,
         )
-        self._per_image("maps", stage, method, seed, work, self.keys.map_ids)
+        self.per_image("maps", stage, method, seed, work, self.keys.map_ids)
 
     def choose_threshold(self, method: str, seed: int) -> Threshold:
         """The sweep over the scored split (and over the held-out one, where that chooses), and the threshold taken from it."""
@@ -179,15 +197,13 @@ class Study(Plan):
         snapshots = method == "rib" and e.rib.snapshots
         work = ThresholdWork(self.address, e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
         have = maps.records()
-        self._per_image("thresholds", stage, method, seed, work, [i for i in ids if i in have])
+        self.per_image("thresholds", stage, method, seed, work, [i for i in ids if i in have])
         counts = SweepCounts(grid, len(self.store.info.classes))
         for (packed,) in stage.records().columns("counts"):
             counts.merge(SweepCounts.from_record(unpack(packed), grid, len(self.store.info.classes)))
         return counts
 
     def make_seeds(self, method: str, seed: int, threshold: Threshold | None) -> None:
-        from seedbed import results
-
         e = self.experiment
         source: Any = method if method in BASELINES else self.maps_stage(method, seed).folder
         value = threshold.value if threshold is not None else 0.0
@@ -197,14 +213,14 @@ class Study(Plan):
         if method not in BASELINES:
             have = self.maps_stage(method, seed).records()
             ids = [i for i in ids if i in have]
-        with self._per_image("seeds", stage, method, seed, work, ids, keep_open=True) as child:
-            rows = results.seed_rows(self, stage, method, seed, threshold)
+        with self.per_image("seeds", stage, method, seed, work, ids, keep_open=True) as child:
+            rows = seed_rows(self, stage, method, seed, threshold)
             self.rows += rows
-            self.tracker.log(results.score_metrics(rows), child=child)
+            self.tracker.log(score_metrics(rows), child=child)
 
     # --- what every stage needs ----------------------------------------------------------------------
 
-    def _per_image(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str], keep_open: bool = False) -> Any:
+    def per_image(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str], keep_open: bool = False) -> Any:
         context = self._per_image_stage(name, stage, method, seed, work, ids)
         if keep_open:
             return context
@@ -217,8 +233,7 @@ class Study(Plan):
             if stage.manifest is None:
                 began = time.perf_counter()
                 todo = stage.pending(ids)
-                label = f"{name} {method.upper()}" + (f" {seed}" if len(self.seeds) > 1 else "")
-                with self.progress.stage(label, total=len(ids), done=len(ids) - len(todo)) as line:
+                with self.progress.stage(self.label(name, method.upper(), seed), total=len(ids), done=len(ids) - len(todo)) as line:
                     computed = self.executor.map_images(work, ids, stage, line) if todo else 0
                 aside = stage.set_aside_reasons()
                 if ids and aside and not len(stage.records()):
@@ -245,7 +260,7 @@ class Study(Plan):
             raise
         manifest = stage.manifest
         assert manifest is not None
-        label = " ".join(str(part) for part in (name, method, seed if len(self.seeds) > 1 else None) if part is not None)
+        label = self.label(name, method, seed)
         if not any(s.key == stage.key for s in self.summaries):
             figures = {k: manifest[k] for k in ("key", "count", "computed", "seconds", "set_aside", "digest")}
             self.summaries.append(StageSummary(name=label, **figures))

@@ -121,6 +121,25 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class PseudoLabel:
+    """What refinement makes of a picture's maps, twice: (h, w) uint8, 0 background, class index + 1."""
+
+    id: str
+    mask: np.ndarray
+    """What is scored: nothing ignored."""
+    labels: np.ndarray
+    """What the segmenter is trained on: IGNORE where the refinement is not sure."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A segmenter's label map of a picture: (h, w) uint8, 0 background, class index + 1."""
+
+    id: str
+    label_map: np.ndarray
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What a method's loss hands to the loop and to add-ons."""
 

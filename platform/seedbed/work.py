@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import maps_from, maps_record, pack, seeds_record
+from seedbed.artefacts.records import maps_from, maps_record, pack, seeds_record, weights_from
 from seedbed.types import UserError
 
 Record = dict[str, Any]
@@ -27,11 +27,7 @@ def load_classifier(folder: Path, network: str, num_classes: int, device: str) -
     from seedbed.models import build_network
 
     model: Any = build_network(network, num_classes)
-    state = {}
-    for record in Fragments(folder):
-        array = np.frombuffer(record["data"], np.dtype(record["dtype"])).reshape(record["shape"])
-        state[record["id"]] = torch.from_numpy(array.copy())
-    model.load_state_dict(state)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_from(folder).items()})
     model.freeze_statistics(True)
     return model.eval().to(device)
 

@@ -7,11 +7,15 @@ for maps in open_stage("runs/demo", "maps", method="rib"):
 
 from seedbed.artefacts.files import hold, write_atomically
 from seedbed.artefacts.fragments import Fragments, Writer, column, record_hash, stage_schema
-from seedbed.artefacts.records import MAPS, SEEDS, THRESHOLDS, WEIGHTS, open_stage
+from seedbed.artefacts.records import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SEEDS, THRESHOLDS, WEIGHTS, open_stage
 from seedbed.artefacts.stage import Stage, find_stages
 
 __all__ = [
+    "LABELS",
     "MAPS",
+    "MASKS",
+    "PREDICTIONS",
+    "SCORED",
     "SEEDS",
     "THRESHOLDS",
     "WEIGHTS",

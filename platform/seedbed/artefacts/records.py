@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from seedbed.artefacts.fragments import Fragments, column, stage_schema
 from seedbed.artefacts.stage import find_stages
-from seedbed.types import Maps, Seeds, UserError
+from seedbed.types import Maps, Prediction, PseudoLabel, Seeds, UserError
 
 MAPS = stage_schema(
     column("height", pa.int32()),
@@ -41,6 +41,38 @@ SEEDS = stage_schema(
     column("confusion", pa.binary()),  # packed arrays; null where the picture has no mask
     column("contour", pa.binary()),
     column("label_map", pa.binary(), volatile=True),  # PNG
+    column("seconds", pa.float64(), volatile=True),
+)
+LABELS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("pixels", pa.string()),  # SHA-256 of the label map's bytes
+    column("label_map", pa.binary(), volatile=True),  # PNG
+    column("seconds", pa.float64(), volatile=True),
+)
+MASKS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("pixels", pa.string()),
+    column("label_pixels", pa.string()),
+    column("shares", pa.list_(pa.float64())),  # of the labels: object, background, ignored; of the mask: pixels that the seed has otherwise
+    column("label_map", pa.binary(), volatile=True),  # PNG: what is scored, nothing ignored
+    column("labels", pa.binary(), volatile=True),  # PNG: what the segmenter is trained on, IGNORE where the refinement is not sure
+    column("seconds", pa.float64(), volatile=True),
+)
+# What a prediction adds to the scores stays out of its hash: equal predictions have equal digests, whatever the truth.
+PREDICTIONS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("pixels", pa.string()),
+    column("label_map", pa.binary(), volatile=True),
+    column("confusion", pa.binary(), volatile=True),
+    column("contour", pa.binary(), volatile=True),
+    column("seconds", pa.float64(), volatile=True),
+)
+SCORED = stage_schema(
+    column("confusion", pa.binary()),
+    column("contour", pa.binary()),
     column("seconds", pa.float64(), volatile=True),
 )
 WEIGHTS = stage_schema(
@@ -130,30 +162,62 @@ def png(label_map: np.ndarray, palette: list[list[int]] | None = None) -> bytes:
     return sink.getvalue()
 
 
-def seeds_record(
-    ident: str, label_map: np.ndarray, confusion: Mapping[str, np.ndarray] | None, contour: Mapping[str, np.ndarray] | None, seconds: float
-) -> dict[str, Any]:
+def pixels_hash(label_map: np.ndarray) -> str:
+    """SHA-256 of a label map: a PNG's own bytes depend on the zlib that wrote it."""
+    return hashlib.sha256(np.ascontiguousarray(label_map, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def label_record(ident: str, label_map: np.ndarray, seconds: float) -> dict[str, Any]:
+    """A (h, w) uint8 label map: confidence labels, predictions."""
+    height, width = label_map.shape
     return {
         "id": ident,
-        "height": label_map.shape[0],
-        "width": label_map.shape[1],
-        "pixels": hashlib.sha256(np.ascontiguousarray(label_map).tobytes()).hexdigest(),
-        "confusion": None if confusion is None else pack(confusion),
-        "contour": None if contour is None else pack(contour),
+        "height": height,
+        "width": width,
+        "pixels": pixels_hash(label_map),
         "label_map": png(label_map),
         "seconds": seconds,
     }
 
 
-def seeds_from(record: Mapping[str, Any]) -> Seeds:
+def seeds_record(
+    ident: str, label_map: np.ndarray, confusion: Mapping[str, np.ndarray] | None, contour: Mapping[str, np.ndarray] | None, seconds: float
+) -> dict[str, Any]:
+    return {
+        **label_record(ident, label_map, seconds),
+        "confusion": None if confusion is None else pack(confusion),
+        "contour": None if contour is None else pack(contour),
+    }
+
+
+def decode_png(content: bytes) -> np.ndarray:
+    """The (h, w) uint8 label map of a PNG."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(record["label_map"])) as picture:
-        return Seeds(id=record["id"], label_map=np.array(picture))
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.array(picture)
+
+
+def seeds_from(record: Mapping[str, Any]) -> Seeds:
+    return Seeds(id=record["id"], label_map=decode_png(record["label_map"]))
+
+
+def pseudo_label_from(record: Mapping[str, Any]) -> PseudoLabel:
+    return PseudoLabel(id=record["id"], mask=decode_png(record["label_map"]), labels=decode_png(record["labels"]))
+
+
+def prediction_from(record: Mapping[str, Any]) -> Prediction:
+    return Prediction(id=record["id"], label_map=decode_png(record["label_map"]))
 
 
 def weights_record(name: str, array: np.ndarray, dtype: str) -> dict[str, Any]:
     return {"id": name, "dtype": dtype, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
+
+
+def weights_from(folder: Path) -> dict[str, np.ndarray]:
+    """Name -> array of a finished training's artefact, copies that may be written to."""
+    records = Fragments(folder)
+    return {r["id"]: np.frombuffer(r["data"], np.dtype(r["dtype"])).reshape(r["shape"]).copy() for r in records}
 
 
 Value = TypeVar("Value")
@@ -179,11 +243,18 @@ class Typed(Generic[Value]):
         return (self._decode(record) for record in self.records)
 
 
-_DECODE: dict[str, Callable[[Mapping[str, Any]], Any]] = {"maps": maps_from, "seeds": seeds_from}
+_DECODE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "maps": maps_from,
+    "seeds": seeds_from,
+    "crf": seeds_from,
+    "masks": pseudo_label_from,
+    "predictions": prediction_from,
+}
 
 
 def open_stage(run: Path | str, stage: str, *, method: str | None = None, key: str | None = None) -> Typed[Any]:
-    """The values of a finished stage of an output folder: `Maps` of maps, `Seeds` of seeds, plain dictionaries of any other.
+    """The values of a finished stage of an output folder: `Maps` of maps, `Seeds` of seeds and crf, `PseudoLabel` of masks,
+    `Prediction` of predictions, plain dictionaries of any other.
 
     Where several artefacts fit (one per method, seed or setting), name `method` or the beginning of `key`; else UserError lists them.
     """

@@ -92,7 +92,7 @@ class ClassifierConfig(Settings):
         out = super().to_dict(only_key=only_key)
         if only_key and self.weights not in ("imagenet", "none") and Path(self.weights).is_file():
             found = Path(self.weights).stat()
-            out["weights"] = _file_digest(self.weights, found.st_mtime_ns, found.st_size)
+            out["weights"] = file_digest(self.weights, found.st_mtime_ns, found.st_size)
         return out
 
     def check_together(self, prefix: str) -> None:
@@ -123,6 +123,6 @@ class ClassifierConfig(Settings):
 
 
 @functools.lru_cache(maxsize=16)
-def _file_digest(path: str, modified: int, size: int) -> str:
+def file_digest(path: str, modified: int, size: int) -> str:
     with open(path, "rb") as content:
         return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()

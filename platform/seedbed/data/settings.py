@@ -26,6 +26,9 @@ class DataConfig(Settings):
     """Pictures that RIB takes its companions from. RIB: trainaug."""
     score_split: str = "train"
     """Pictures whose seeds are scored. RIB: train."""
+    segment_splits: tuple[str, ...] = ("train", "val")
+    """Splits that the segmenter is scored on. RIB: val; HFPL's Table 5 and Fig. 6: train.
+    A split without masks is segmented, not scored."""
     limit: int = bounded(0, 0)
     """At most so many pictures of every split, taken at equal distances from its list; 0: all."""
     map_limit: int = bounded(0, 0)

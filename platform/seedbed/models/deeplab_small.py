@@ -37,8 +37,9 @@ class SmallDeepLab(Segmenter):
             self.depth = network.depth
         del network.classifier
         self.backbone = network
-        self.squeeze = nn.Sequential(nn.Conv2d(channels, HIDDEN, 1, bias=False), nn.BatchNorm2d(HIDDEN))
-        nn.init.kaiming_normal_(self.squeeze[0].weight, mode="fan_out", nonlinearity="relu")
+        squeeze = nn.Conv2d(channels, HIDDEN, 1, bias=False)
+        nn.init.kaiming_normal_(squeeze.weight, mode="fan_out", nonlinearity="relu")
+        self.squeeze = nn.Sequential(squeeze, nn.BatchNorm2d(HIDDEN))
         self.aspp = SummedAspp(HIDDEN, num_classes, RATES[backbone])
 
     def outputs(self, images_nchw: Tensor) -> list[Tensor]:

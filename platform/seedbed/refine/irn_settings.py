@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from seedbed.classifier.settings import file_digest
 from seedbed.config import Settings, bounded, digest, nested, setting
 from seedbed.loop import Pace
 from seedbed.types import UserError
@@ -80,6 +82,17 @@ class IrnConfig(Settings):
     decoded_mb: int = setting(256, key=False)
     """Megabytes of decoded pictures that a worker keeps, so that small sets are decoded once."""
     walk: IrnWalk = nested(IrnWalk)
+
+    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
+        """In the key a file of weights stands by its content, not by its address."""
+        out = super().to_dict(only_key=only_key)
+        if only_key and (path := Path(self.weights)).is_file():
+            out["weights"] = file_digest(self.weights, path.stat().st_mtime_ns, path.stat().st_size)
+        return out
+
+    def walk_key(self) -> str:
+        """Digest of what decides the walk, beside the trained network."""
+        return self.walk.key()
 
     def training_key(self) -> str:
         """Digest of what decides the trained network: all but the walk."""

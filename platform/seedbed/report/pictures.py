@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LONG_SIDE = 400
 """Pixels; twice what a tile is wide on most screens. Smaller pictures are enlarged by whole numbers up to this."""
 
-TILES = 10
+TILES = 12
 """Tiles of one panel; of more maps the steps in between are left out evenly."""
 
 INFERNO = "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4"
@@ -49,15 +49,19 @@ class Shown:
 
 
 def shown(panel: Panel, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> Shown:
-    """All tiles of a panel, in the order picture, maps, seeds, truth."""
+    """All tiles of a panel, in the order of the way: picture, maps, seeds, pseudo-label, prediction, truth."""
     names = _names(panel, classes)
     tiles = [_tile("picture", "", f"{panel.id}: the picture", _fitted(panel.picture, smooth=True))]
-    for caption, values in _thinned(panel.maps).items():
+    for caption, values in _thinned(panel.maps, TILES - 2 - len(panel.seeds) - len(panel.later)).items():
         tiles.append(_tile(caption, "", f"{panel.id}: {caption} map over the picture, 0 to 1", overlay(panel.picture, values)))
     for caption, labels in panel.seeds.items():
         score = "" if panel.truth is None else f"IoU {100 * picture_iou(labels, panel.truth):.0f}%"
         alt = f"{panel.id}: {caption} seed, {_content(labels, names)}"
         tiles.append(_tile(f"{caption} seed", score, alt, painted(panel.picture, labels, palette)))
+    for caption, labels in panel.later.items():
+        score = "" if panel.truth is None or (labels == IGNORE).any() else f"IoU {100 * picture_iou(labels, panel.truth):.0f}%"
+        alt = f"{panel.id}: {caption}, {_content(labels, names)}"
+        tiles.append(_tile(caption, score, alt, painted(panel.picture, labels, palette)))
     if panel.truth is not None:
         tiles.append(_tile("truth", "", f"{panel.id}: truth, {_content(panel.truth, names)}", painted(panel.picture, panel.truth, palette)))
     present = _values(panel)
@@ -128,9 +132,8 @@ def _tile(caption: str, detail: str, alt: str, image: Image) -> Tile:
     return Tile(caption, detail, alt, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", image.size)
 
 
-def _thinned(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _thinned(maps: Mapping[str, np.ndarray], room: int) -> dict[str, np.ndarray]:
     """All maps where there is room, else the first, the last and evenly some between of those named by step."""
-    room = TILES - 4
     steps = [name for name in maps if "k=" in name]
     keep = (
         {steps[i] for i in np.linspace(0, len(steps) - 1, max(2, room - (len(maps) - len(steps)))).round().astype(int)} if steps else set()
@@ -139,7 +142,7 @@ def _thinned(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _values(panel: Panel) -> list[int]:
-    arrays = [*panel.seeds.values(), *([] if panel.truth is None else [panel.truth])]
+    arrays = [*panel.seeds.values(), *panel.later.values(), *([] if panel.truth is None else [panel.truth])]
     return sorted({int(v) for array in arrays for v in np.unique(array)})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture as the report shows it: picture | maps | seeds | truth."""
+    """One picture as the report shows it: picture | maps | seeds | pseudo-label | prediction | truth."""
 
     id: str
     picture: np.ndarray
@@ -22,6 +22,8 @@ class Panel:
     """Caption -> (h, w) float in 0..1, the largest over the labelled classes; in the order shown: {"CAM": ..., "RIB k=0": ...}."""
     seeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Caption -> (h, w) label map at the method's threshold: {"CAM": ..., "RIB": ...}."""
+    later: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Caption -> (h, w) label map of the stages after the seeds: {"RIB mask": ..., "labels": ..., "prediction": ...}."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class StudyResult:
     """Method -> per step {"k", "mIoU", "threshold"}; "std" may stand beside."""
     ends: Mapping[str, Mapping[str, Mapping[int, int]]] = field(default_factory=dict)
     """Method -> reason (margin, area, steps, companions) -> steps entered -> number of pictures."""
+    coverage: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Method -> share in percent of the training labels' pixels: object, background, ignored; of the mask's: changed against the seed."""
     panels: Sequence[Panel] = ()
     stages: Sequence[StageSummary] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)

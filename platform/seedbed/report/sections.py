@@ -15,6 +15,7 @@ FIGURE_GROUPS = (
         "curves", "Curves", "What the score does over the threshold and over the steps, and how the runs of the single pictures ended.",
         ("threshold", "over_k", "repetitions", "ends"),
     ),
+    ("labels", "Labels", "What the segmenter is trained on.", ()),
     ("classes", "Classes", "Where the score comes from.", ("classes_iou", "classes_f")),
 )  # fmt: skip
 
@@ -31,7 +32,11 @@ def repetitions(table: summary.Table) -> tuple[list[str], list[tuple[Any, list[s
 
 
 def figure_groups(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, str, list[Any], list[Any]]]:
-    data = {"curves": [*_curve_table(study), *_k_table(study), *_end_tables(study)], "classes": _class_tables(study)}
+    data = {
+        "curves": [*_curve_table(study), *_k_table(study), *_end_tables(study)],
+        "labels": _label_tables(study),
+        "classes": _class_tables(study),
+    }
     for anchor, title, lead, names in FIGURE_GROUPS:
         mine = [figure for figure in drawn if figure["name"] in names or figure["name"].partition("_")[0] in names]
         yield anchor, title, lead, mine, data[anchor]
@@ -75,6 +80,21 @@ def _class_tables(study: StudyResult) -> list[dict[str, Any]]:
         if names:
             found.append(_table(f"{table.title}: every class", heads, rows))
     return found
+
+
+def _label_tables(study: StudyResult) -> list[dict[str, Any]]:
+    """Coverage of the training labels, and how much of the seeds the refinement changed."""
+    if not study.coverage:
+        return []
+    heads = ["percent of the pixels", *(summary.method_name(m) for m in study.coverage)]
+    names = {
+        "object": "labelled object",
+        "background": "labelled background",
+        "ignored": "ignored",
+        "changed": "mask differs from the seed at the same background score",
+    }
+    rows = [[text, *(float(shares[name]) for shares in study.coverage.values())] for name, text in names.items()]
+    return [_table("Pseudo-labels: coverage and disagreement", heads, rows)]
 
 
 def _end_tables(study: StudyResult) -> list[dict[str, Any]]:

@@ -105,6 +105,14 @@ def classifier_line(study: StudyResult) -> str | None:
     return f"classifier: mAP {value.text()}% on {rows[0]['split']}" + (f", {images:,} images" if isinstance(images, int) else "")
 
 
+def coverage_line(study: StudyResult) -> str | None:
+    """`pseudo-labels: 21.4% object, 60.1% background, 18.5% ignored; the mask differs from the seed on 9.0%`."""
+    for shares in study.coverage.values():
+        parts = ", ".join(f"{shares[name]:.1f}% {name}" for name in ("object", "background", "ignored"))
+        return f"pseudo-labels: {parts}; the mask differs from the seed on {shares['changed']:.1f}%"
+    return None
+
+
 def _rows(study: StudyResult, stage: str, split: str, papers: Sequence[PaperRow]) -> list[Row]:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in study.rows:
@@ -197,7 +205,7 @@ def short_protocol(record: Mapping[str, Any], *, network: bool = True) -> str:
         return ""
     classes, parts = record.get("classes"), [scored_on(record)]
     source = (record.get("threshold") or {}).get("source")
-    if network and source:
+    if network and source and (record.get("threshold") or {}).get("value") is not None:
         parts.append(f"threshold {source}")
     if record.get("absent_classes"):
         counted = f" ({len(classes)} counted)" if isinstance(classes, list | tuple) else ""

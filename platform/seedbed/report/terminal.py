@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from seedbed.report import reading
 from seedbed.report.result import StudyResult
-from seedbed.report.summary import METRICS, Kind, Row, Table, classifier_line, tables
+from seedbed.report.summary import METRICS, Kind, Row, Table, classifier_line, coverage_line, tables
 
 PAPERS_SHOWN = 6
 
@@ -32,8 +32,9 @@ def write_tables(study: StudyResult, *, report: Path | str | None = None, stream
     console = _console(stream, width)
     for table in tables(study):
         _print_table(table, console, stream, width)
-    if (line := classifier_line(study)) is not None:
-        _say(line, console, stream, width, "")
+    for line in (classifier_line(study), coverage_line(study)):
+        if line is not None:
+            _say(line, console, stream, width, "")
     for head, style, sentences in (("warning", "yellow", reading.warnings(study)), ("note", "dim", reading.notes(study))):
         for sentence in sentences:
             _say(f"{head}: {sentence}", console, stream, width, style)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from seedbed.classifier.settings import _file_digest
+from seedbed.classifier.settings import file_digest
 from seedbed.config import Settings, bounded, setting
 from seedbed.loop import Pace
 from seedbed.optim import Constant, Cosine, Poly, Schedule, WarmUp
@@ -138,8 +138,8 @@ class SegmenterConfig(Settings):
     warm_up: float = bounded(0.0, 0, 1, open_high=True)
     """Share of all steps over which the learning rate rises from zero. Official codes: 0."""
     augmentation: Literal["auto", "deeplab", "yudewang"] = "auto"
-    """deeplab: one of the scales, crop (padded below and to the right), mirror; yudewang: hue, saturation and value shifted, mirror, any scale
-    between the first and the last, cubic, crop anywhere. auto: yudewang for deeplab_v1, else deeplab."""
+    """deeplab: one of the scales, crop (padded below and to the right), mirror; yudewang: hue, saturation and value shifted, mirror, any
+    scale between the first and the last, cubic, crop anywhere. auto: yudewang for deeplab_v1, else deeplab."""
     scales: tuple[float, ...] = bounded((0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), 0.01, 16)
     """Factors of the training pictures' size: one is drawn (deeplab), or any between the first and the last (yudewang). RIB's authors:
     0.5 to 2.0 by 0.25; deeplab-pytorch: 0.5 to 1.5; HFPL: 0.5, 1.5."""
@@ -156,6 +156,8 @@ class SegmenterConfig(Settings):
     """Memory format of pictures and weights; faster convolutions, other last bits."""
     compile: bool = False
     """Training by torch.compile: faster on a GPU after a minute, other last bits."""
+    retrain: bool = setting(True, key=False)
+    """Train a second segmenter, on labels whose ignored pixels the first one has filled. RIB on VOC: yes; with saliency and on COCO: no."""
     test_scales: tuple[float, ...] = bounded((1.0,), 0.01, 16)
     """Factors of a picture's size at inference; the class scores of all are averaged. deeplab-pytorch: 1 (the network itself looks at
     three scales); HFPL: 0.5 to 1.75 by 0.25."""
@@ -190,7 +192,7 @@ class SegmenterConfig(Settings):
         out = super().to_dict(only_key=only_key)
         if only_key and self.weights not in ("imagenet", "coco", "none") and Path(self.weights).is_file():
             found = Path(self.weights).stat()
-            out["weights"] = _file_digest(self.weights, found.st_mtime_ns, found.st_size)
+            out["weights"] = file_digest(self.weights, found.st_mtime_ns, found.st_size)
         return out
 
     def training_dict(self) -> dict[str, Any]:

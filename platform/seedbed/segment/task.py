@@ -21,6 +21,7 @@ from seedbed.data.transforms import generator
 from seedbed.loop import share
 from seedbed.models.segmenter import Segmenter
 from seedbed.optim import Optimizer
+from seedbed.refine.pseudo_labels import fill
 from seedbed.segment.augment import augmentation
 from seedbed.segment.losses import segmentation_loss
 from seedbed.segment.networks import build_segmenter, initialise, segmenter_optimizer
@@ -60,6 +61,8 @@ class SegmenterTask:
     """Its column with the label map, a PNG."""
     stage: str = "segmenter"
     """Name of the training in the draws: the second one of a study draws others."""
+    fill: Path | None = None
+    """Folder of the predictions that stand in for ignored pixels; None: they stay ignored."""
     set_aside: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,7 @@ class SegmenterTask:
         known = [ident for ident in self.ids if ident in self._labels]
         self.set_aside.update({ident: "no pseudo-label" for ident in self.ids if ident not in self._labels})
         self._ids = known
+        self._filling = Fragments(self.fill) if self.fill is not None else None
         self._epoch_steps = len(known) // self.batch_size
         if self._epoch_steps == 0:
             message = f"{len(known)} pictures have a pseudo-label, fewer than a batch of {self.batch_size}"
@@ -103,7 +107,8 @@ class SegmenterTask:
     def identity(self) -> str:
         labels = digest([self._labels.hashes[ident] for ident in self._ids])
         parts = (self.config.training_dict(), self.seed, self.stage, self.num_classes, self.column)
-        return digest([*parts, self.data.inputs_checksum(self._ids), labels])
+        filling = None if self._filling is None else sorted(self._filling.hashes.items())
+        return digest([*parts, self.data.inputs_checksum(self._ids), labels, filling])
 
     def order(self, epoch: int) -> list[str]:
         """The pictures as an epoch takes them; those of its last incomplete batch are left out."""
@@ -160,6 +165,10 @@ class SegmenterTask:
         if len(foreign):
             value = self.num_classes + int(foreign[0])
             raise UserError(f"the pseudo-label of {ident} holds {value}, which is no class", field=self.column, remedy=remedy)
+        if self._filling is not None:
+            with self._lock:
+                batch, row = self._filling.batch_of(ident)
+            labels = fill(labels, decode_png(batch.column("label_map")[row].as_py()))
         return pixels, labels
 
     # --- model --------------------------------------------------------------------------------------
@@ -257,7 +266,7 @@ class _Accumulated(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return None, None, None, *(None if g is None else g * gradient for g in ctx.gradients)
 
 

@@ -1,0 +1,180 @@
+"""PASCAL VOC 2012: the test server's package of a run's segmentations, and a check of anyone's.
+
+    python datasets/voc2012/submission.py make --run OUT --split test --out results.tgz
+    python datasets/voc2012/submission.py check results.tgz --store STORE [--ids LIST]
+
+The check reads the package from beginning to end, writes nothing, and says all that is wrong with it.
+Exit status: 0 sound, 2 bad input or a faulty package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seedbed.__main__ import palette_of
+from seedbed.artefacts import Fragments, find_stages
+from seedbed.artefacts.records import decode_png, png
+from seedbed.data import Store, open_store
+from seedbed.study import reported_errors
+from seedbed.types import UserError
+
+NAME = re.compile(r"results/VOC2012/Segmentation/comp([56])_([A-Za-z0-9]+)_cls/([A-Za-z0-9_-]+)\.png")
+LARGEST = 16 << 20
+"""Bytes of a member above which it is no label map of a VOC picture, and is not read."""
+SHOWN = 10
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    maker = commands.add_parser("make", help="the package of a run's segmentations")
+    maker.add_argument("--run", type=Path, required=True, help="output folder of a study")
+    maker.add_argument("--split", required=True, help="split that was segmented: test, or val to try")
+    maker.add_argument("--out", type=Path, required=True, help="file to write, .tgz")
+    maker.add_argument("--key", default="", help="beginning of the artefact's key, where the run has several")
+    maker.add_argument(
+        "--competition",
+        type=int,
+        choices=(5, 6),
+        default=6,
+        help="5: trained on VOC's own pictures alone; 6: on others too, ImageNet among them (default)",
+    )
+    checker = commands.add_parser("check", help="what is wrong with a package")
+    checker.add_argument("package", type=Path)
+    checker.add_argument("--store", required=True, help="sample store with the pictures")
+    checker.add_argument("--ids", type=Path, help="file with the ids that must be there, one a line (default: the split's in the store)")
+    return parser.parse_args(arguments)
+
+
+def make(run: Path, split: str, out: Path, key: str, competition: int) -> int:
+    """Writes the package; returns how many label maps are in it. The file appears whole or not at all."""
+    there = [m for m in find_stages(run, "predictions") if m["settings"]["split"] == split and "tolerance" in m["settings"]]
+    fit = [m for m in there if m["key"].startswith(key)]
+    if len(fit) != 1:
+        known = ", ".join(f"{m['method']}:{m['key']}" for m in there) or "none"
+        message = f"{len(fit)} artefacts of segmentations of {split!r} fit in {run}"
+        remedy = f"run the study to its end with --data.segment-splits {split}, or name one with --key; there are: {known}"
+        raise UserError(message, file=run, field="--split, --key", remedy=remedy)
+    palette = palette_of(run)
+    folder = f"results/VOC2012/Segmentation/comp{competition}_{split}_cls"
+    beside = out.with_name(f".{out.name}.tmp")
+    records = Fragments(Path(fit[0]["folder"]))
+    try:
+        with tarfile.open(beside, "w:gz") as archive:
+            for record in records:
+                content = png(decode_png(record["label_map"]), palette)
+                member = tarfile.TarInfo(f"{folder}/{record['id']}.png")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        beside.replace(out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{out} can't be written: {error.strerror}", file=out, field="--out", remedy="name another place") from error
+    return len(records)
+
+
+def check(package: Path, store: Store, ids: Path | None) -> int:
+    """Raises UserError with everything that is wrong; returns the number of label maps of a sound package."""
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    folders: set[str] = set()
+    for name, content in members(package):
+        match = NAME.fullmatch(name)
+        if match is None:
+            problems.append(f"{name!r} has no place in a package: results/VOC2012/Segmentation/comp6_SPLIT_cls/ID.png")
+            continue
+        ident = match[3]
+        folders.add(name.rpartition("/")[0])
+        if ident in seen:
+            problems.append(f"{ident} is there twice")
+        seen[ident] = match[2]
+        if ident not in store:
+            problems.append(f"{ident} is no picture of the store")
+        elif problem := label_map_problem(content, store.size(ident)):
+            problems.append(f"{ident}: {problem}")
+    if len(folders) > 1:
+        problems.append(f"several folders: {', '.join(sorted(folders))}")
+    wanted = wanted_ids(store, ids, set(seen.values()))
+    missing, foreign = [i for i in wanted if i not in seen], [i for i in seen if i not in set(wanted) and i in store]
+    if missing:
+        problems.append(f"{len(missing)} of {len(wanted)} are missing: {some(missing)}")
+    if foreign:
+        problems.append(f"{len(foreign)} are not asked for: {some(foreign)}")
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise UserError(
+            f"{package.name} would be refused:\n  - " + "\n  - ".join([*problems[:SHOWN], *more]),
+            file=package,
+            field="package",
+            remedy="mend what is listed; `submission.py make` writes a sound package from a run",
+        )
+    return len(seen)
+
+
+def some(ids: list[str]) -> str:
+    return ", ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
+
+
+def members(package: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(name, content) of everything that is no folder; the content is None of what is not read (links, devices, huge files)."""
+    try:
+        with tarfile.open(package, "r|*") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                source = archive.extractfile(member) if member.isfile() and member.size <= LARGEST else None
+                yield member.name, None if source is None else source.read()
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else f"it is no whole tar archive ({error})"
+        raise UserError(f"{package.name} can't be read: {what}", file=package, field="package", remedy="make it again") from error
+
+
+def label_map_problem(content: bytes | None, size: tuple[int, int]) -> str | None:
+    if content is None:
+        return f"no plain file of at most {LARGEST >> 20} MB"
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            kind, mode = picture.format, picture.mode
+            if kind != "PNG" or mode not in ("P", "L"):
+                return f"a {kind} of mode {mode}, where a PNG of class numbers (mode P or L) is wanted"
+            if picture.size != size[::-1]:
+                return f"{picture.size[0]} x {picture.size[1]} pixels, the picture has {size[1]} x {size[0]}"
+            values = np.unique(np.array(picture))
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        return f"it can't be decoded ({error})"
+    wrong = [int(v) for v in values if v > 20]
+    return f"values {', '.join(map(str, wrong[:5]))}, where 0 to 20 are classes" if wrong else None
+
+
+def wanted_ids(store: Store, ids: Path | None, splits: set[str]) -> list[str]:
+    if ids is not None:
+        try:
+            return list(dict.fromkeys(ids.read_text().split()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{ids} can't be read: {error}", file=ids, field="--ids", remedy="name a text file, one id a line") from error
+    return [] if len(splits) != 1 else store.ids(next(iter(splits)))
+
+
+def main(arguments: list[str]) -> None:
+    given = parse(arguments)
+    with reported_errors():
+        if given.command == "make":
+            count = make(given.run, given.split, given.out, given.key, given.competition)
+            print(f"{given.out}: {count:,} label maps of {given.split}")
+        else:
+            count = check(given.package, open_store(given.store), given.ids)
+            print(f"{given.package}: sound, {count:,} label maps")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,149 @@
+"""What each stage's result depends on, as plain values: from these, the keys of its inputs and its code's version comes its content key."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from seedbed.data import Store
+from seedbed.pipeline import Experiment
+
+BASELINES = ("whole_picture", "centred_box")
+
+
+class Keys:
+    """Content keys of the stages, known before any of them runs: a stage's settings, its inputs' keys, and the code's version."""
+
+    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
+        self.experiment, self.store, self.device = experiment, store, device
+        data = experiment.data
+        self.left_out: dict[str, str] = {}
+        """Pictures that --data.skip-unreadable found damaged, and why."""
+        self.map_ids = self._select(data.map_split)
+        self.score_ids = self._select(data.score_split)
+        scoring = experiment.scoring
+        held_out = scoring.threshold_source == "held-out"
+        self.held_out_ids = self._select(scoring.held_out_split) if held_out else []
+        self.segmented_ids: dict[str, list[str]] = {}
+        """Split -> its pictures that are segmented and scored at the end."""
+        if experiment.until == "segmentation":
+            self.segmented_ids = {split: self._select(split) for split in dict.fromkeys(data.segment_splits)}
+        # Scored pictures need maps even where they get no pseudo-labels; on a split that is not trained on they are marked as oracle.
+        self.train_ids, damaged = data.select(store, data.train_split)
+        self.left_out_of_training = tuple(damaged)
+        self.pseudo_ids = self.map_ids
+        """Pictures that get pseudo-labels, and that refinement and segmenter are trained on."""
+        self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
+
+    def _select(self, split: str) -> list[str]:
+        ids, left_out = self.experiment.data.select(self.store, split, mapped=True)
+        self.left_out |= left_out
+        return ids
+
+    def resources(self) -> dict[str, Any]:
+        return {"device": self.device, "threads": self.experiment.run.threads}
+
+    def classifier_settings(self, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        return {
+            "classifier": e.classifier.resolved().to_dict(only_key=True),
+            "method": "cam",
+            "seed": seed,
+            "workers": e.run.workers,
+            "inputs": self.store.inputs_checksum(self.train_ids),
+            **self.resources(),
+        }
+
+    def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        out = {
+            "method": method,
+            "cam": e.cam.to_dict(only_key=True),
+            "inputs": self.store.inputs_checksum(self.map_ids),
+            **self.resources(),
+        }
+        if method == "rib":
+            companions = e.data.select(self.store, e.data.companion_split)[0]
+            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self.store.inputs_checksum(companions)}
+            out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
+        return out
+
+    def sweep_settings(self, ids: list[str], split: str) -> dict[str, Any]:
+        scoring = self.experiment.scoring
+        grid = [float(t) for t in scoring.grid()]
+        return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
+
+    def seeds_settings(self, method: str, subset: bool) -> dict[str, Any]:
+        """What label maps and their counts depend on, beyond the maps and the sweep that chose the threshold."""
+        scoring, ids = self.experiment.scoring, self.score_ids
+        common = {"method": method, "tolerance": scoring.tolerance, "truth": self.store.truth_checksum(ids)}
+        if method in BASELINES:
+            return {**common, "labels": self.store.inputs_checksum(ids)}
+        source = scoring.threshold_source
+        chosen = {"threshold": scoring.threshold} if source == "fixed" else {"absent": scoring.absent(subset)}
+        return {**common, "source": source, **chosen}
+
+    def crf_settings(self, method: str, subset: bool) -> dict[str, Any]:
+        return {**self.seeds_settings(method, subset), "crf": self.experiment.refine.label_crf.to_dict(only_key=True)}
+
+    def confidence_settings(self) -> dict[str, Any]:
+        refine = self.experiment.refine
+        if refine.method == "irn":
+            own = {"confident": [refine.confident_foreground, refine.confident_background], "crf": refine.label_crf.to_dict(only_key=True)}
+        else:
+            own = {"alphas": [refine.alpha_low, refine.alpha_high], "crf": refine.score_crf.to_dict(only_key=True)}
+        return {"refinement": refine.method, **own, "inputs": self.store.inputs_checksum(self.pseudo_ids)}
+
+    def affinity_settings(self, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        config = e.refine.irn if e.refine.method == "irn" else e.refine.affinitynet
+        return {
+            "refinement": e.refine.method,
+            "network": config.training_key(),
+            "seed": seed,
+            "workers": e.run.workers,
+            "inputs": self.store.inputs_checksum(self.pseudo_ids),
+            **self.resources(),
+        }
+
+    def masks_settings(self, method: str) -> dict[str, Any]:
+        refine = self.experiment.refine
+        used = refine.to_dict(only_key=True)
+        for name in ("confident_foreground", "confident_background", "alpha_low", "alpha_high", "score_crf", "crf_seeds"):
+            del used[name]
+        del used["irn"], used["affinitynet"]
+        if refine.has_network:  # its training stands in the key of its weights
+            used["walk"] = (refine.irn if refine.method == "irn" else refine.affinitynet).walk_key()
+        if not refine.ignores():
+            del used["ignore_foreground"], used["ignore_background"]
+        if refine.saliency:
+            used["saliency"] = saliency_digest(refine.saliency, tuple(self.map_ids))
+        else:
+            del used["salient"]
+        return {"method": method, "refine": used, "inputs": self.store.inputs_checksum(self.map_ids), **self.resources()}
+
+    def scored_settings(self, ids: list[str]) -> dict[str, Any]:
+        return {"tolerance": self.experiment.scoring.tolerance, "truth": self.store.truth_checksum(ids)}
+
+    def segmenter_settings(self, seed: int) -> dict[str, Any]:
+        e = self.experiment
+        return {
+            "segmenter": e.segmenter.training_dict(),
+            "seed": seed,
+            "workers": e.run.workers,
+            "inputs": self.store.inputs_checksum(self.pseudo_ids),
+            **self.resources(),
+        }
+
+    def predictions_settings(self, ids: list[str], split: str, *, scored: bool) -> dict[str, Any]:
+        """Predictions that are not scored (they fill labels) do not depend on any mask."""
+        own = {"segmenter": self.experiment.segmenter.inference_dict(), "split": split, "inputs": self.store.inputs_checksum(ids)}
+        return {**own, **(self.scored_settings(ids) if scored else {}), **self.resources()}
+
+
+@functools.lru_cache(maxsize=4)
+def saliency_digest(folder: str, ids: tuple[str, ...]) -> str:
+    from seedbed.refine.saliency import folder_digest
+
+    return folder_digest(Path(folder), ids)

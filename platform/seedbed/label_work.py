@@ -1,0 +1,200 @@
+"""The per-image work of the stages after the seeds: CRF'd seeds, confidence labels, pseudo-labels, and counting any label map."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from seedbed.artefacts import Fragments
+from seedbed.artefacts.records import decode_png, label_record, maps_from, pack, pixels_hash, png, seeds_record
+from seedbed.local import ImageWork
+from seedbed.refine.settings import RefineConfig
+from seedbed.types import Maps
+
+Record = dict[str, Any]
+
+
+def _full(maps: Maps) -> np.ndarray:
+    from seedbed.methods.maps import high_res
+
+    return np.asarray(high_res(maps))
+
+
+def counts(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """What a label map adds to the scores; None where its picture has no mask."""
+    from seedbed.metrics.contour import Contour
+    from seedbed.metrics.region import Confusion
+
+    truth = store[ident].mask("class")
+    if truth is None:
+        return None
+    num_classes = len(store.info.classes)
+    region, contour = Confusion(num_classes), Contour(num_classes, tolerance)
+    region.add(truth, labels_hw, ident)
+    contour.add(truth, labels_hw, ident)
+    return region.to_record(), contour.to_record()
+
+
+@dataclass(frozen=True)
+class CrfWork:
+    """The seed at its threshold after IRN's label CRF, and what it adds to the scores."""
+
+    light: ClassVar[bool] = False
+
+    store: str
+    cache: str | None
+    maps: Path
+    threshold: float
+    tolerance: float
+    crf: Any
+
+    def open(self) -> Callable[[str], Record]:
+        from seedbed.data import open_store
+        from seedbed.refine.crf import label_crf
+        from seedbed.seeds import label_map
+
+        store, maps = open_store(self.store, cache=self.cache), Fragments(self.maps)
+
+        def refine(ident: str) -> Record:
+            began = time.perf_counter()
+            found = maps_from(maps[ident])
+            seed = label_map(_full(found), found.classes, self.threshold, ident)
+            values = np.concatenate([[0], found.classes + 1]).astype(np.uint8)  # a CRF knows labels 0..n, not class ids
+            inside = np.searchsorted(values, seed).astype(np.uint8)
+            refined = values[label_crf(store[ident].pixels(), inside, len(values), self.crf)]
+            region, contour = counts(store, ident, refined, self.tolerance) or (None, None)
+            return seeds_record(ident, refined, region, contour, time.perf_counter() - began)
+
+        return refine
+
+
+@dataclass(frozen=True)
+class ConfidenceWork:
+    """The labels that the refinement's network is trained on: object or background where the CRF'd maps are sure, ignored elsewhere."""
+
+    light: ClassVar[bool] = False
+
+    store: str
+    cache: str | None
+    maps: Path
+    settings: RefineConfig
+
+    def open(self) -> Callable[[str], Record]:
+        from seedbed.data import open_store
+        from seedbed.refine.confidence import affinity_labels, irn_confidence
+
+        store, maps, settings = open_store(self.store, cache=self.cache), Fragments(self.maps), self.settings
+
+        def label(ident: str) -> Record:
+            began = time.perf_counter()
+            found, pixels = maps_from(maps[ident]), store[ident].pixels()
+            cam = _full(found)
+            if settings.method == "irn":
+                pair = settings.confident_foreground, settings.confident_background
+                labels = irn_confidence(pixels, cam, found.classes, *pair, settings.label_crf)
+            else:
+                alphas = settings.alpha_low, settings.alpha_high
+                labels = affinity_labels(pixels, cam, found.classes, *alphas, settings.score_crf)
+            return label_record(ident, labels, time.perf_counter() - began)
+
+        return label
+
+
+@dataclass(frozen=True)
+class MaskWork:
+    """A picture's pseudo-label: the mask that is scored, and the labels that the segmenter is trained on."""
+
+    light: ClassVar[bool] = False
+
+    store: str
+    cache: str | None
+    maps: Path
+    network: Path | None
+    """Folder of the refinement's trained network; None for a refinement without one."""
+    settings: RefineConfig
+    device: str
+    threads: int
+
+    def open(self) -> Callable[[str], Record]:
+        import torch
+
+        from seedbed.data import open_store
+        from seedbed.refine.masks import refinement
+        from seedbed.refine.pseudo_labels import ignore_disagreement, shares
+        from seedbed.refine.saliency import salient
+        from seedbed.seeds import label_map
+
+        torch.set_num_threads(self.threads)
+        store, maps, settings = open_store(self.store, cache=self.cache), Fragments(self.maps), self.settings
+        refine = refinement(settings, self.network, self.device)
+
+        def make(ident: str) -> Record:
+            began = time.perf_counter()
+            found, pixels = maps_from(maps[ident]), store[ident].pixels()
+            mask, labels = refine(found, pixels)
+            if settings.saliency:
+                labels = ignore_disagreement(labels, salient(Path(settings.saliency), ident, labels.shape, settings.salient))
+            seed = label_map(_full(found), found.classes, settings.mask_background, ident)
+            return {
+                **label_record(ident, mask, time.perf_counter() - began),
+                "label_pixels": pixels_hash(labels),
+                "labels": png(labels),
+                "shares": [round(share, 6) for share in shares(mask, labels, seed)],
+            }
+
+        return make
+
+
+@dataclass(frozen=True)
+class ScoreWork:
+    """What the label maps of a stage add to the scores."""
+
+    light: ClassVar[bool] = True
+
+    store: str
+    cache: str | None
+    labels: Path
+    tolerance: float
+
+    def open(self) -> Callable[[str], Record]:
+        from seedbed.data import open_store
+
+        store, labels = open_store(self.store, cache=self.cache), Fragments(self.labels)
+
+        def count(ident: str) -> Record:
+            began = time.perf_counter()
+            region, contour = counts(store, ident, decode_png(labels[ident]["label_map"]), self.tolerance) or (None, None)
+            packed = {"confusion": None if region is None else pack(region), "contour": None if contour is None else pack(contour)}
+            return {"id": ident, **packed, "seconds": time.perf_counter() - began}
+
+        return count
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Work that leaves a label map, and what each of them adds to the scores."""
+
+    light: ClassVar[bool] = False
+
+    work: ImageWork
+    store: str
+    cache: str | None
+    tolerance: float
+
+    def open(self) -> Callable[[str], Record]:
+        from seedbed.data import open_store
+
+        inner, store = self.work.open(), open_store(self.store, cache=self.cache)
+
+        def count(ident: str) -> Record:
+            record = inner(ident)
+            found = counts(store, ident, decode_png(record["label_map"]), self.tolerance)
+            packed = {} if found is None else {"confusion": pack(found[0]), "contour": pack(found[1])}
+            return {"confusion": None, "contour": None, **record, **packed}
+
+        return count

@@ -1,0 +1,175 @@
+"""AffinityNet's training as a task of the loop. Sees pictures and the labels made of their maps, never a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seedbed.artefacts import Fragments
+from seedbed.config import digest
+from seedbed.data.transforms import generator, normalise
+from seedbed.loop import share
+from seedbed.models.affinity import AffinityNet
+from seedbed.models.weights import load_weights
+from seedbed.optim import Optimizer, PolySGD
+from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, reduced_labels
+from seedbed.refine.affinitynet_settings import AffinityConfig
+from seedbed.refine.irn import weights_from
+from seedbed.refine.labelled_pictures import LabelledPictures, window
+from seedbed.types import StepOutput, UserError
+
+__all__ = ["AffinityBatch", "AffinityConfig", "AffinityTask", "augmented"]
+
+
+@dataclass(frozen=True)
+class AffinityBatch:
+    """images_nchw float32 normalised; labels_nhw uint8 at the network's stride: 0 background, class index + 1, IGNORE."""
+
+    images_nchw: Tensor
+    labels_nhw: Tensor
+    ids: tuple[str, ...] = ()
+
+
+@dataclass
+class AffinityTask:
+    """What a worker is sent."""
+
+    store: str
+    cache: str | None
+    ids: tuple[str, ...]
+    labels: Path
+    """Folder of the labels' artefact (`confidence.affinity_labels`)."""
+    config: AffinityConfig
+    seed: int
+    classifier: Path | None = None
+    """Folder of the classifier's artefact, whose backbone is taken with the weights `classifier`."""
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.config = self.config.resolved()
+        self.batch_size, self.pace = self.config.batch, self.config.pace()
+        self._pictures: LabelledPictures | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")} | {"_pictures": None}
+
+    # --- data ---------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        if self._pictures is None:
+            megabytes, stage = self.config.decoded_mb, "affinitynet"
+            pictures = LabelledPictures(self.store, self.cache, self.labels, self.ids, self.set_aside, megabytes, stage, self.seed)
+            self._epoch_steps = pictures.steps(self.batch_size, "--refine.affinitynet.batch")
+            with torch.device("meta"):
+                self._stride = AffinityNet(self.config.backbone).stride
+            self._pictures = pictures
+
+    @property
+    def pictures(self) -> LabelledPictures:
+        assert self._pictures is not None, "open() comes first"
+        return self._pictures
+
+    @property
+    def steps(self) -> int:
+        return self._epoch_steps * self.config.epochs
+
+    def identity(self) -> str:
+        backbone = sorted(Fragments(self.classifier).hashes.items()) if self.config.weights == "classifier" and self.classifier else None
+        return digest([self.config.training_key(), self.seed, self.pictures.identity(), backbone])
+
+    def batch(self, step: int, rank: int, world: int) -> AffinityBatch:
+        epoch, at = divmod(step, self._epoch_steps)
+        order = self.pictures.order(epoch)
+        rows = range(at * self.batch_size, (at + 1) * self.batch_size)[share(self.batch_size, rank, world)]
+        found = [self.pictures.at(order, row) for row in rows]
+        made = [
+            augmented(pixels, labels, generator(self.seed, "affinitynet", ident, epoch), self.config, self._stride)
+            for ident, pixels, labels in found
+        ]
+        images, labels = (torch.stack(part) for part in zip(*made, strict=True))
+        return AffinityBatch(images, labels, tuple(ident for ident, _, _ in found))
+
+    # --- model --------------------------------------------------------------------------------------
+
+    def build(self) -> nn.Module:
+        config, model = self.config, AffinityNet(self.config.backbone)
+        if config.weights == "classifier":
+            self._loaded = self._take_backbone(model.backbone)
+        else:
+            self._loaded = load_weights(model.backbone, config.weights).source
+        model.freeze_statistics(config.batch_norm == "fixed")
+        model.train_from(config.trained)  # type: ignore[arg-type]
+        self._parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return model
+
+    def _take_backbone(self, backbone: nn.Module) -> str:
+        """The classifier's weights but its last layer's."""
+        arrays = {} if self.classifier is None else weights_from(self.classifier)
+        own = backbone.state_dict()
+        differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]
+        if differ:
+            message = f"the classifier has no {self.config.backbone} as its backbone: {differ[0]} is missing or of another shape"
+            remedy = "choose the classifier's backbone with --refine.affinitynet.backbone, or other weights"
+            raise UserError(message, file=self.classifier, field="--refine.affinitynet.weights", remedy=remedy)
+        backbone.load_state_dict({name: arrays[name] for name in own})
+        return "classifier"
+
+    def optimizer(self, model: nn.Module, steps: int) -> Optimizer:
+        """Two groups; the official codes' other two, of biases, are empty."""
+        assert isinstance(model, AffinityNet)
+        c = self.config
+        groups = [
+            {"params": model.backbone_parameters(), "lr": c.lr, "weight_decay": c.weight_decay},
+            {"params": model.new_parameters(), "lr": c.lr * c.lr_new_factor, "weight_decay": c.weight_decay},
+        ]
+        return PolySGD(groups, c.lr, c.weight_decay, steps, momentum=c.momentum)
+
+    def loss(self, model: nn.Module, batch: AffinityBatch, step: int) -> StepOutput:
+        """Means over the pairs of the (worker's share of the) batch, as in the official code."""
+        return StepOutput(affinity_losses(model(batch.images_nchw), batch.labels_nhw, self.config.radius).terms())
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "initial_weights": self._loaded,
+            "parameters": self._parameters,
+            "pictures": len(self.pictures.ids),
+            "settings": self.config.to_dict(),
+        }
+
+    # --- nothing is validated -----------------------------------------------------------------------
+
+    def validates(self, done: int) -> bool:
+        return False
+
+    def validate(self, model: nn.Module, device: str, rank: int, world: int) -> None:
+        return None
+
+    def judge(self, parts: Sequence[Any]) -> Mapping[str, float]:
+        return {}
+
+
+def augmented(
+    pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, config: AffinityConfig, stride: int = 8
+) -> tuple[Tensor, Tensor]:
+    """RECIPES, section 4b: a picture (h, w, 3) and its label (h, w), both uint8, to a crop (3, crop, crop) float32 and its labels at the
+    stride, uint8.
+
+    Draws, in this order: colors, rows, columns, mirror. Not resized. What the crop has beyond the picture is black, not the mean color:
+    the official code normalises after it; its labels are ignored.
+    """
+    colored = config.jitter(pixels, rng)
+    (rows, into_rows), (columns, into_columns) = (window(side, config.crop, rng) for side in labels.shape)
+    way = -1 if config.flip and rng.random() < 0.5 else 1
+    image = np.zeros((config.crop, config.crop, 3), np.uint8)
+    image[into_rows, into_columns] = colored[rows, columns]
+    known, values = label_scores(labels[rows, columns])
+    scores = np.zeros((*known.shape[:2], config.crop, config.crop), np.float32)
+    scores[:, :, into_rows, into_columns] = known
+    reduced = reduced_labels(scores[..., ::way], stride, values)
+    return normalise(image[:, ::way]), torch.from_numpy(reduced)

@@ -1,0 +1,87 @@
+"""Settings of everything between the maps and the pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from seedbed.config import Settings, bounded, nested, setting
+from seedbed.refine.affinitynet_settings import AffinityConfig
+from seedbed.refine.crf import LabelCrfConfig, ScoreCrfConfig
+from seedbed.refine.irn_settings import IrnConfig
+from seedbed.types import UserError
+
+
+@dataclass(frozen=True)
+class RefineConfig(Settings):
+    """From maps to pseudo-labels. Three pairs of thresholds that are easily confused (docs/protocol.md): labels that the refinement's
+    network is trained on (confident-*), the mask that is scored (mask-background), labels that the segmenter is trained on (ignore-*)."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "rib": {"confident_foreground": 0.35, "confident_background": 0.17, "power": 1.3, "mask_background": 0.27},
+        "irn": {"confident_foreground": 0.30, "confident_background": 0.05, "power": 1.0, "mask_background": 0.25},
+        "rib_coco": {"confident_foreground": 0.35, "confident_background": 0.17, "power": 1.3, "mask_background": 0.22},
+    }
+
+    preset: Literal["rib", "irn", "rib_coco"] = setting("rib", key=False)
+    """Whose confidence thresholds, power and background score: RIB's, IRN's, RIB's for COCO."""
+    method: Literal["irn", "affinitynet", "crf", "none"] = "irn"
+    """irn: network of class boundaries and random walk (RIB, IRN); affinitynet: PSA's, as SEAM and HFPL have it; crf: dense CRF on the
+    maps; none: the maps as they are."""
+    confident_foreground: float = bounded(0.35, 0, 1)
+    """IRN's training labels: an object is where the CRF says so with this constant background score. RIB: 0.35; IRN: 0.30."""
+    confident_background: float = bounded(0.17, 0, 1)
+    """IRN's training labels: background is where the CRF says so with this constant background score. RIB: 0.17; IRN: 0.05."""
+    alpha_low: float = bounded(4.0, 0, 1000, open_low=True)
+    """AffinityNet's training labels: exponent of the background score that makes objects small. PSA, SEAM: 4; HFPL: 1."""
+    alpha_high: float = bounded(24.0, 0, 1000, open_low=True)
+    """AffinityNet's training labels: exponent that makes them large. PSA: 32; SEAM, HFPL: 24."""
+    power: float = bounded(1.3, 0, 16, open_low=True)
+    """IRN: exponent of the maps before they walk. RIB: 1.3; IRN: 1."""
+    mask_background: float = bounded(0.27, 0, 1)
+    """Constant background score of the mask that is scored (irn, crf, none). RIB: 0.27, on COCO 0.22; IRN: 0.25."""
+    labels: Literal["auto", "thresholds", "mask"] = "auto"
+    """What the segmenter is trained on: thresholds, with pixels between the two below ignored (RIB), or the mask itself, nothing ignored
+    (PSA, SEAM, HFPL). auto: mask for affinitynet, else thresholds."""
+    ignore_foreground: float = bounded(0.3, 0, 1)
+    """Training labels: an object is where its score is above this. RIB, appendix: 0.3."""
+    ignore_background: float = bounded(0.2, 0, 1)
+    """Training labels: background is where every score is below this; what lies between is ignored. RIB, appendix: 0.2."""
+    saliency: str = setting("", key=False)
+    """Folder of saliency maps, ID.png, of any kind (8-bit, 0 and 1, soft): pixels where the labels disagree with them are
+    ignored (RIB-Sal). Empty: none."""
+    salient: float = bounded(0.5, 0, 1)
+    """Share of full salience above which a pixel counts as salient."""
+    crf_seeds: bool = setting(True)
+    """Score the seeds after IRN's label CRF, too (rows `crf`; RIB's Table 1)."""
+    label_crf: LabelCrfConfig = nested(LabelCrfConfig)
+    score_crf: ScoreCrfConfig = nested(ScoreCrfConfig)
+    irn: IrnConfig = nested(IrnConfig)
+    affinitynet: AffinityConfig = nested(AffinityConfig)
+
+    @property
+    def has_network(self) -> bool:
+        return self.method in ("irn", "affinitynet")
+
+    @property
+    def network_weights(self) -> str:
+        """Initial weights of the refinement's network; empty without one."""
+        return {"irn": self.irn.weights, "affinitynet": self.affinitynet.weights}.get(self.method, "")
+
+    def ignores(self) -> bool:
+        """Whether the training labels leave pixels out between two thresholds."""
+        return self.labels == "thresholds" or (self.labels == "auto" and self.method != "affinitynet")
+
+    def check_together(self, prefix: str) -> None:
+        for pair in ("ignore", "confident"):
+            foreground, background = getattr(self, f"{pair}_foreground"), getattr(self, f"{pair}_background")
+            if foreground < background:
+                flag = f"--{prefix}{pair}-foreground"
+                message = f"{flag} is {foreground}, below {pair}-background, {background}: a pixel would be object and background"
+                raise UserError(message, field=flag, remedy=f"give {pair}-foreground >= {pair}-background")
+        if self.method == "affinitynet" and self.alpha_low >= self.alpha_high:
+            flag = f"--{prefix}alpha-low"
+            raise UserError(f"{flag} is {self.alpha_low}, not below alpha-high", field=flag, remedy="give alpha-low < alpha-high")
+        if self.method == "affinitynet":
+            self.affinitynet.check_used(f"{prefix}affinitynet.")

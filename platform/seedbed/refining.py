@@ -1,0 +1,79 @@
+"""The stages between the maps and the pseudo-labels: CRF'd seeds, confidence labels, the refinement's network, masks, their scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from seedbed.label_work import ConfidenceWork, CrfWork, MaskWork, ScoreWork
+from seedbed.seeds import Threshold
+from seedbed.stage_rows import crf_rows, mask_rows, score_metrics
+
+if TYPE_CHECKING:
+    from seedbed.stages import Study
+
+
+def crf_seeds(study: Study, method: str, seed: int, threshold: Threshold) -> None:
+    """Rows `crf`: the seeds after IRN's label CRF."""
+    e = study.experiment
+    stage, maps = study.crf_stage(method, seed), study.maps_stage(method, seed)
+    work = CrfWork(study.address, e.data.cache, maps.folder, threshold.value, e.scoring.tolerance, e.refine.label_crf)
+    have = maps.records()
+    ids = [i for i in study.keys.score_ids if i in have]
+    with study.per_image("crf", stage, method, seed, work, ids, keep_open=True) as child:
+        rows = crf_rows(study, stage, method, seed, threshold)
+        study.rows += rows
+        study.tracker.log(score_metrics(rows), child=child)
+
+
+def refine(study: Study, method: str, seed: int) -> None:
+    """Pseudo-labels of every mapped picture, and the scores of those that are scored."""
+    e, maps = study.experiment, study.maps_stage(method, seed)
+    have = maps.records()
+    network = None
+    if e.refine.has_network:
+        confidence = study.confidence_stage(method, seed)
+        label = ConfidenceWork(study.address, e.data.cache, maps.folder, e.refine)
+        study.per_image("confidence", confidence, method, seed, label, [i for i in study.keys.pseudo_ids if i in have])
+        affinity = study.affinity_stage(method, seed)
+        study.train("affinity", affinity, lambda: affinity_task(study, method, seed), method, seed)
+        network = affinity.folder
+    stage = study.masks_stage(method, seed)
+    work = MaskWork(study.address, e.data.cache, maps.folder, network, e.refine, study.executor.device, e.run.threads)
+    study.per_image("masks", stage, method, seed, work, [i for i in study.keys.map_ids if i in have])
+    score_masks(study, method, seed)
+
+
+def affinity_task(study: Study, method: str, seed: int) -> Any:
+    """The training of the refinement's network on the confidence labels."""
+    e, labels = study.experiment, study.confidence_stage(method, seed)
+    have = labels.records()
+    ids = tuple(i for i in study.keys.pseudo_ids if i in have)
+    own = study.classifier_stage(seed).folder if e.refine.network_weights == "classifier" else None
+    place: dict[str, Any] = {
+        "store": study.address,
+        "cache": e.data.cache,
+        "ids": ids,
+        "labels": labels.folder,
+        "seed": seed,
+        "classifier": own,
+    }
+    if e.refine.method == "irn":
+        from seedbed.refine.irn_task import IrnTask
+
+        return IrnTask(**place, config=e.refine.irn)
+    from seedbed.refine.affinitynet_task import AffinityTask
+
+    return AffinityTask(**place, config=e.refine.affinitynet)
+
+
+def score_masks(study: Study, method: str, seed: int) -> None:
+    """Rows `mask`. Apart from the masks themselves, which must not depend on any truth."""
+    e, masks = study.experiment, study.masks_stage(method, seed)
+    stage = study.scored_stage(method, seed)
+    have = masks.records()
+    ids = [i for i in study.keys.score_ids if i in have]
+    work = ScoreWork(study.address, e.data.cache, masks.folder, e.scoring.tolerance)
+    with study.per_image("scored", stage, method, seed, work, ids, keep_open=True) as child:
+        rows = mask_rows(study, stage, method, seed)
+        study.rows += rows
+        study.tracker.log(score_metrics(rows), child=child)
