@@ -1,0 +1,387 @@
+"""From seeds to a scored segmenter at the smallest size: what it leaves, what is made again, what it must not have seen, bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from whole_study import WHOLE, whole
+
+from seedbed.artefacts import find_stages, open_stage
+from seedbed.study import run
+from seedbed.types import IGNORE, UserError
+
+LATE = ("crf", "confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions")
+SUBMISSION = Path(__file__).resolve().parents[1] / "datasets" / "voc2012" / "submission.py"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(whole(out))
+    return out
+
+
+@pytest.fixture
+def copy(reference: Path, tmp_path: Path) -> Path:
+    shutil.copytree(reference, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def keys(out: Path) -> set[tuple[str, str]]:
+    return {(m["stage"], m["key"]) for m in find_stages(out)}
+
+
+def digests(out: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for m in find_stages(out):
+        found.setdefault(m["stage"], []).append(m["digest"])
+    return {stage: sorted(values) for stage, values in found.items()}
+
+
+def test_every_stage_is_scored(reference: Path) -> None:
+    rows = json.loads((reference / "scores.json").read_text())["rows"]
+    seen = {(r["stage"], r["split"], r["metric"]) for r in rows if r["method"] == "cam"}
+    for stage, split in (("seed", "train"), ("crf", "train"), ("mask", "train"), ("segmentation", "train"), ("segmentation", "val")):
+        assert {(stage, split, m) for m in ("mIoU", "F", "J_and_F", "precision", "recall", "F1")} <= seen
+    assert set(LATE) <= {stage for stage, _ in keys(reference)}
+    by = {(r["stage"], r["split"]): r["protocol"] for r in rows if r["metric"] == "mIoU" and r["method"] == "cam"}
+    assert by["mask", "train"]["threshold"] == {"value": 0.2, "source": "fixed"} and by["mask", "train"]["refinement"] == "irn"
+    segmentation = by["segmentation", "val"]
+    assert segmentation["initial_weights"] == "none" and segmentation["retrained"] is True and segmentation["threshold"]["value"] is None
+    assert segmentation["labels"]["oracle"] is False and segmentation["images"] == 8 and by["crf", "train"]["crf"].startswith("label CRF")
+
+
+def test_report_follows_a_picture_to_the_end(reference: Path) -> None:
+    html = (reference / "report.html").read_text()
+    for words in ("prediction", "coverage and disagreement", "Pseudo-labels on train", "Segmentations on val"):
+        assert words in html
+
+
+def test_second_call_computes_nothing(copy: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.arrow")}
+    assert all(stage.computed == 0 for stage in run(whole(copy)).stages)
+    assert before == {p: p.stat().st_mtime_ns for p in copy.rglob("*.arrow")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"segmenter.lr": 1e-3}, {"segmenter", "retrained", "predictions"}),
+        ({"refine.mask_background": 0.25}, {"masks", "scored", "segmenter", "retrained", "predictions"}),
+        ({"refine.irn.walk.squarings": 3}, {"masks", "scored", "segmenter", "retrained", "predictions"}),
+        ({"refine.confident_foreground": 0.5}, {"confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions"}),
+        ({"segmenter.retrain": False}, {"predictions"}),
+        ({"data.segment_splits": ("val",)}, set()),
+    ],
+    ids=str,
+)
+def test_what_a_change_makes_again(reference: Path, changes: dict[str, Any], again: set[str]) -> None:
+    from seedbed.stages import Study
+
+    study = Study.open(whole(reference, **changes), dry=True)
+    assert {stage.name for _, stage in study.plan() if (stage.name, stage.key) not in keys(reference)} == again
+
+
+@pytest.mark.parametrize("refinement", ["affinitynet", "crf", "none"])
+def test_refinements_differ(copy: Path, reference: Path, refinement: str) -> None:
+    run(whole(copy, until="mask", **{"refine.method": refinement}))
+    made = {m["key"]: m["digest"] for m in find_stages(copy, "masks")}
+    assert len(made) == 2 and len(set(made.values())) == 2
+    affinity = {m["settings"]["refinement"] for m in find_stages(copy, "affinity")}
+    assert affinity == {"irn", *([refinement] if refinement == "affinitynet" else [])}
+
+
+def test_until_mask_trains_no_segmenter(copy: Path) -> None:
+    result = run(whole(copy, until="mask"))
+    assert {r["stage"] for r in result.rows} >= {"seed", "crf", "mask"} and "segmentation" not in {r["stage"] for r in result.rows}
+
+
+def test_masks_reach_the_scores_alone(reference: Path, tmp_path: Path) -> None:
+    """Every mask upside down: all that is trained, made or predicted is bit-identical; scores are not."""
+    from seedbed.artefacts.records import png
+    from seedbed.data import StoreWriter, open_store
+    from seedbed.pipeline import Experiment
+    from seedbed.types import Sample
+
+    store = open_store(next((reference / "data").iterdir()))
+    splits: dict[str, list[str]] = {i: [s for s in store.info.splits if i in set(store.ids(s))] for i in store.ids()}
+    with StoreWriter(tmp_path / "scrambled", store.info) as writer:
+        for ident in store.ids():
+            s = store[ident]
+            masks = {k: png(np.ascontiguousarray(s.mask(k)[::-1])) for k in s.masks}  # type: ignore[index]
+            writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, s.labels, s.label_source, masks), splits[ident])
+    changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")}
+    run(Experiment(name="whole", out=str(tmp_path / "out")).replace(**{**changes, "data.store": str(tmp_path / "scrambled")}))
+    mine, theirs = digests(tmp_path / "out"), digests(reference)
+    for stage in ("classifier", "maps", "confidence", "affinity", "masks", "segmenter", "retrained", "predictions"):
+        assert mine[stage] == theirs[stage], f"{stage} has seen the masks"
+    assert mine["scored"] != theirs["scored"]
+    trained = ("classifier", "maps", "confidence", "affinity", "masks", "segmenter", "retrained")
+    assert {k for k in keys(tmp_path / "out") if k[0] in trained} == {k for k in keys(reference) if k[0] in trained}, "keys know the masks"
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "masks",
+        "segmenter",
+        *(pytest.param(s, marks=SLOW) for s in ("crf", "confidence", "affinity", "retrained", "predictions")),
+    ],
+)
+def test_cut_short_and_started_again(copy: Path, reference: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in a late stage after some records or steps; the second call gives the same bits."""
+    from seedbed.local import LocalExecutor
+
+    for later in LATE[LATE.index(stage) :]:
+        shutil.rmtree(copy / "stages" / later)
+    maps, train = LocalExecutor.map_images, LocalExecutor.train
+
+    def map_images(self: LocalExecutor, work: Any, ids: list[str], artefact: Any, shown: Any) -> int:
+        if artefact.name == stage:
+            maps(self, work, ids[:3], artefact, shown)
+            raise KeyboardInterrupt
+        return maps(self, work, ids, artefact, shown)
+
+    def trained(self: LocalExecutor, task: Any, folder: Path, report: Any = None) -> None:
+        if folder.parent.name == stage:
+            loss = task.loss
+
+            def cut(model: Any, batch: Any, step: int) -> Any:
+                if step >= 2:
+                    raise KeyboardInterrupt
+                return loss(model, batch, step)
+
+            task.loss = cut
+        train(self, task, folder, report)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalExecutor, "map_images", map_images)
+        patched.setattr(LocalExecutor, "train", trained)
+        with pytest.raises(KeyboardInterrupt):
+            run(whole(copy))
+    run(whole(copy))
+    assert digests(copy) == digests(reference)
+
+
+def test_disk_full_in_mid_stage(copy: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from seedbed.artefacts import fragments
+
+    shutil.rmtree(copy / "stages" / "masks")
+    write, written = fragments.write_table, []
+
+    def full(path: Path, tables: Any, schema: Any) -> None:
+        if path.parent.parent.name == "masks" and len(written) >= 4:
+            raise fragments.unwritten(path, OSError(errno.ENOSPC, "No space left on device"))
+        written.append(path)
+        write(path, tables, schema)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fragments, "write_table", full)
+        with pytest.raises(UserError, match="No space left"):
+            run(whole(copy, **{"run.commit_every": 1}))
+    kept = len(list((copy / "stages" / "masks").rglob("*.arrow")))
+    result = run(whole(copy))
+    assert next(s.computed for s in result.stages if s.name.startswith("masks")) == 10 - kept < 10
+    assert digests(copy) == digests(reference)
+
+
+def test_filled_labels_have_nothing_ignored(reference: Path) -> None:
+    """The second segmenter's labels: the first one's predictions where they were ignored, all else as it was."""
+    from seedbed.stages import Study
+
+    study = Study.open(whole(reference), dry=True)
+    from seedbed.segmenting import segmenter_task
+
+    task = segmenter_task(study, "cam", 0, study.filling_stage("cam", 0).folder)
+    task.open()
+    ignored = 0
+    for label in open_stage(reference, "masks"):
+        filled = task._pair(label.id)[1]
+        ignored += int((label.labels == IGNORE).sum())
+        assert not (filled == IGNORE).any() and (filled == label.labels)[label.labels != IGNORE].all()
+    assert ignored
+
+
+def test_saliency_ignores_more(copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saliency"
+    folder.mkdir()
+    masks = open_stage(copy, "masks")
+    for label in masks:
+        Image.fromarray(np.zeros(label.mask.shape, np.uint8)).save(folder / f"{label.id}.png")
+    before = {m["key"] for m in find_stages(copy, "masks")}
+    run(whole(copy, until="mask", **{"refine.saliency": str(folder)}))
+    (new,) = {m["key"] for m in find_stages(copy, "masks")} - before
+    for label in open_stage(copy, "masks", key=new):
+        assert set(np.unique(label.labels)) <= {0, IGNORE}, "what is not salient can't be labelled an object"
+        assert (label.mask == masks[label.id].mask).all(), "the mask that is scored knows nothing of saliency"
+    next(folder.glob("*.png")).unlink()
+    with pytest.raises(UserError, match="no saliency map of"):
+        run(whole(copy, until="mask", **{"refine.saliency": str(folder)}))
+
+
+def test_only_background_is_warned_about(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import seedbed.segment.predict  # noqa: F401 (the package has a function of that name)
+
+    predict = sys.modules["seedbed.segment.predict"]
+    shutil.rmtree(copy / "stages" / "predictions")
+    shutil.rmtree(copy / "stages" / "retrained")
+    monkeypatch.setattr(predict, "predict", lambda model, pixels, config: np.zeros(pixels.shape[:2], np.uint8))
+    warnings = run(whole(copy)).warnings
+    assert any(w.startswith("retrained cam") and "background" in w for w in warnings)
+
+
+def test_split_without_masks_is_segmented(reference: Path, tmp_path: Path) -> None:
+    """As VOC's test: pictures without masks and without labels."""
+    from seedbed.data import StoreWriter, open_store
+    from seedbed.pipeline import Experiment
+    from seedbed.types import Sample
+
+    store = open_store(next((reference / "data").iterdir()))
+    with StoreWriter(tmp_path / "store", store.info) as writer:
+        for split in ("train", "val"):
+            for ident in store.ids(split):
+                s = store[ident]
+                bare = split == "val"
+                masks = {} if bare else {k: bytes(v) for k, v in s.masks.items()}
+                labels, source = (None, None) if bare else (s.labels, s.label_source)
+                writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, labels, source, masks), [split])
+    changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")} | {"segmenter.retrain": False, "segmenter.steps": 5}
+    out = tmp_path / "out"
+    result = run(Experiment(name="whole", out=str(out)).replace(**{**changes, "data.store": str(tmp_path / "store")}))
+    assert {r["split"] for r in result.rows if r["stage"] == "segmentation"} == {"train"}
+    assert {m["settings"]["split"]: m["count"] for m in find_stages(out, "predictions")} == {"train": 10, "val": 8}
+
+
+# --- what is handed on: exported label maps, the test server's package -----------------------------------
+
+
+@pytest.mark.parametrize(("stage", "count"), [("seed", 10), ("mask", 10), ("segmentation", 18)])
+def test_export(reference: Path, tmp_path: Path, stage: str, count: int) -> None:
+    from seedbed.__main__ import export
+
+    export(reference, stage, tmp_path / "png")
+    assert len(list((tmp_path / "png" / "cam").glob("*.png"))) == count
+
+
+def submission(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SUBMISSION), *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def package(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("package") / "results.tgz"
+    done = submission("make", "--run", reference, "--split", "val", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_package_passes_its_check(reference: Path, package: Path) -> None:
+    store = next((reference / "data").iterdir())
+    limited = package.with_name("ids.txt")
+    with tarfile.open(package) as archive:
+        names = archive.getnames()
+    assert len(names) == 8 and all(n.startswith("results/VOC2012/Segmentation/comp6_val_cls/") for n in names)
+    limited.write_text("\n".join(Path(n).stem for n in names))
+    done = submission("check", package, "--store", store, "--ids", limited)
+    assert done.returncode == 0 and "8 label maps" in done.stdout, done.stderr
+
+
+def spoiled(package: Path, out: Path, kind: str) -> None:
+    if kind == "no tar":
+        out.write_bytes(b"no archive at all")
+        return
+    if kind == "cut short":
+        out.write_bytes(package.read_bytes()[:-200])
+        return
+    with tarfile.open(package) as source, tarfile.open(out, "w:gz") as target:
+        for number, member in enumerate(source):
+            content = source.extractfile(member).read()  # type: ignore[union-attr]
+            if number == 0:
+                picture = Image.open(io.BytesIO(content))
+                values = np.array(picture)
+                if kind == "missing":
+                    continue
+                if kind == "name":
+                    member.name = member.name.replace(".png", "_x.png")
+                if kind == "escape":
+                    member.name = "../../a.png"
+                if kind == "link":
+                    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                if kind in ("size", "value", "rgb", "void"):
+                    values = values[:-3] if kind == "size" else np.full_like(values, {"value": 77, "void": 255}.get(kind, 1))
+                    made = Image.fromarray(values)
+                    sink = io.BytesIO()
+                    (made.convert("RGB") if kind == "rgb" else made).save(sink, "PNG")
+                    content = sink.getvalue()
+                if kind == "text":
+                    content = b"not a picture"
+                if kind == "twice":
+                    member.size = len(content)
+                    target.addfile(member, io.BytesIO(content))
+            member.size = len(content) if member.isfile() else 0
+            target.addfile(member, io.BytesIO(content) if member.isfile() else None)
+
+
+KINDS = {
+    "missing": "missing", "size": "pixels", "rgb": "RGB", "value": "77", "void": "255", "name": "no picture of the store",
+    "escape": "../../a.png", "link": "plain file", "text": "decoded", "twice": "twice",
+    "no tar": "can't be read", "cut short": "can't be read",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_faulty_package_is_refused(reference: Path, package: Path, tmp_path: Path, kind: str) -> None:
+    sys.path.insert(0, str(SUBMISSION.parent))
+    try:
+        import submission as module
+    finally:
+        sys.path.pop(0)
+    from seedbed.data import open_store
+
+    bad = tmp_path / "bad.tgz"
+    spoiled(package, bad, kind)
+    with pytest.raises(UserError) as caught:
+        module.check(bad, open_store(next((reference / "data").iterdir())), None)
+    assert KINDS[kind] in caught.value.message and "bad.tgz" in caught.value.message
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.tgz"], "the check wrote files"
+
+
+# --- said before the first stage -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"refine.ignore_foreground": 0.1, "refine.ignore_background": 0.4}, ("ignore-foreground", "0.4")),
+        ({"refine.confident_foreground": 0.1}, ("confident-foreground",)),
+        ({"refine.method": "affinitynet", "refine.alpha_low": 30.0}, ("alpha-low",)),
+        ({"refine.saliency": "/nowhere/maps"}, ("/nowhere/maps",)),
+        ({"segmenter.weights": "/nowhere/deeplab.pth"}, ("/nowhere/deeplab.pth",)),
+        ({"refine.irn.weights": "/nowhere/irn.pth"}, ("/nowhere/irn.pth",)),
+        ({"data.segment_splits": ("nowhere",)}, ("nowhere",)),
+        ({"segmenter.steps": 0}, ("steps",)),
+        ({"segmenter.crop": 0}, ("crop",)),
+        ({"segmenter.lr": -1.0}, ("lr",)),
+    ],
+    ids=str,
+)
+def test_bad_setting(tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        run(whole(tmp_path / "out", **changes))
+    assert all(word in caught.value.text() for word in words), caught.value.text()
+    assert not (tmp_path / "out" / "stages").exists(), "a stage was begun"
