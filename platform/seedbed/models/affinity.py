@@ -76,8 +76,3 @@ class AffinityNet(nn.Module):
 
 def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def build_affinity(backbone: str) -> AffinityNet:
-    """By the backbone's name, with fresh weights."""
-    return AffinityNet(backbone)
