@@ -20,8 +20,8 @@ from seedbed.data import StoreInfo, StoreWriter
 from seedbed.data.transforms import generator, normalise
 from seedbed.models import build_network
 from seedbed.optim import PolySGD
-from seedbed.refine.irn import load_irn
-from seedbed.refine.irn_task import SHIFT, IrnConfig, IrnTask, augmented
+from seedbed.refine.irn import irn_edge, load_irn
+from seedbed.refine.irn_task import SHIFT, IrnConfig, IrnTask, IrnWalk, augmented
 from seedbed.types import IGNORE, Sample, UserError
 
 SMALL = IrnConfig(backbone="small", weights="none", epochs=2, batch=4, crop=32, radius=3, scale_low=0.8, scale_high=1.2)
@@ -164,6 +164,8 @@ def test_trains_stops_and_goes_on_with_the_same_bits(make_task: Make, tmp_path: 
             writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
     net = load_irn(stage.folder, config, "cpu")
     assert torch.equal(net.mean_shift.running_mean, done["mean_shift.running_mean"]) and not net.training
+    edge = irn_edge(net, scene(20)[0], IrnWalk(pad=0))  # a picture not trained on: boundaries around the block, none in it
+    assert edge[2:5, 3:7].mean() < 0.5 * torch.cat([edge[1, 3:7], edge[6, 3:7], edge[2:5, 1], edge[2:5, 8]]).mean()
     again = make_task(config)
     again.open()
     with torch.no_grad():
