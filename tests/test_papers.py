@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from seedbed.metrics.region import harmonic_mean
-from seedbed.papers import rows, seed_rows_of, tables
+from seedbed.papers import later_rows_of, rows, seed_rows_of, tables
 from seedbed.types import UserError
 
 SHARED = Path(os.environ.get("SEEDBED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -90,3 +90,16 @@ def test_wrong_names() -> None:
     assert "rib_table1" in error.value.remedy
     with pytest.raises(ValueError, match="columns"):
         rows("rib_table1", place="train")
+
+
+def test_rows_of_the_later_stages() -> None:
+    found = {
+        (r["metric"], r["split"], r["method"], r["refinement"]): r["value"]
+        for r in later_rows_of("voc2012", ["cam", "rib"], ["crf", "mask"])
+    }
+    assert found[("crf_mIoU", "train", "RIB", "CRF")] == 62.9 and found[("mask_mIoU", "train", "RIB", "IRN")] == 70.6
+    assert found[("mask_mIoU", "train", "RIB", "PSA")] == 68.6 and found[("mask_mIoU", "train", "IRN", "IRN")] == 66.3
+    segmented = {(r["table"], r["split"], r["method"]): r["value"] for r in later_rows_of("voc2012", ["rib"], ["segmentation"])}
+    assert segmented[("rib_table2", "val", "RIB")] == 68.3 and segmented[("rib_table3", "val", "RIB-Sal")] == 70.2
+    assert {r["value"] for r in later_rows_of("MS COCO 2014", ["rib"], ["segmentation"])} == {43.8}
+    assert later_rows_of("shapes", ["rib"], ["mask"]) == [] and later_rows_of("voc2012", ["rib"], ["seed"]) == []

@@ -65,6 +65,30 @@ def seed_rows_of(dataset: str, methods: Sequence[str]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+LATER_TABLES = {
+    "crf": ("rib_table1", ("crf_mIoU",)),
+    "mask": ("rib_table1", ("mask_mIoU",)),
+    "segmentation": ("rib_table2", ("mIoU",)),
+    "segmentation coco": ("rib_table4", ("mIoU",)),
+    "segmentation saliency": ("rib_table3", ("mIoU",)),
+    "segmentation seam": ("hfpl_table2", ("J", "F", "J_and_F")),
+}
+"""Scored stage after the seeds -> the table that it is printed in, and its metrics there."""
+
+
+def later_rows_of(dataset: str, methods: Sequence[str], stages: Sequence[str]) -> list[dict[str, Any]]:
+    """The papers' rows of these methods on this dataset at the stages after the seeds: CRF'd seeds, masks, segmentations."""
+    names = {name for method in methods for name in AS_PRINTED.get(method, ())}
+    names |= {f"{name}-Sal" for name in names}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for stage, (table, metrics) in LATER_TABLES.items():
+        for row in rows(table) if stage.split()[0] in stages else ():
+            if row["method"] in names and row["metric"] in metrics and _same(dataset, row["dataset"]) and "best of" not in row["note"]:
+                where = (table, row["dataset"], row["split"], row["method"], row["refinement"], row["metric"])
+                found.setdefault(where, row)
+    return list(found.values())
+
+
 @cache
 def _read(table: str) -> tuple[dict[str, Any], ...]:
     with (_folder() / f"{table}.csv").open(encoding="utf-8", newline="") as text:

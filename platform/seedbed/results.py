@@ -201,10 +201,11 @@ def strongest(cam_nhw: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def paper_rows(study: Study) -> list[dict[str, Any]]:
-    """The papers' seed rows of the same dataset, for the table."""
-    from seedbed.papers import seed_rows_of
+    """The papers' rows of the same dataset and stages, for the tables."""
+    from seedbed.papers import later_rows_of, seed_rows_of
 
-    return seed_rows_of(study.store.info.dataset, study.methods)
+    dataset, stages = study.store.info.dataset, {r["stage"] for r in study.rows}
+    return [*seed_rows_of(dataset, study.methods), *later_rows_of(dataset, study.methods, sorted(stages))]
 
 
 def run_record(study: Study, began: float, status: str, failure: BaseException | None) -> dict[str, Any]:
