@@ -9,23 +9,30 @@ Run time: about 6 min on two cores; --smoke about 1 min.
 Expected: docs/shapes.md has five seeds; RIB is not made to win here.
 """
 
-from seedbed.pipeline import CamConfig, ClassifierConfig, DataConfig, RibConfig, SeedConfig, ShapesExperiment, TrainTransform
+from seedbed import pipeline as s
 from seedbed.study import main
 
-STUDY = ShapesExperiment(
+STUDY = s.ShapesExperiment(
     name="shapes_rib",
     seeds=3,
     until="seed",
-    data=DataConfig(train_split="train", map_split="train", companion_split="train", score_split="train", map_limit=48),
-    classifier=ClassifierConfig(
+    data=s.DataConfig(train_split="train", map_split="train", companion_split="train", score_split="train", map_limit=48),
+    classifier=s.ClassifierConfig(
         backbone="small", weights="none", optimizer="adam", lr=3e-3, batch=12, epochs=7, schedule="cosine", warm_up=0.05,
-        batch_scales=(0.75, 1.0, 1.3333), validate="end", transform=TrainTransform(resize_low=0, resize_high=0, crop=96, brightness=0.2),
+        batch_scales=(0.75, 1.0, 1.3333), validate="end", transform=s.TrainTransform(resize_low=0, resize_high=0, crop=96, brightness=0.2),
     ),
-    cam=CamConfig(scales=(1.0, 0.5, 1.5)),
-    rib=RibConfig(lr=2e-4, margin=120.0, batch=4, loss_scales=(1.0, 1.5), snapshots=True),
-    scoring=SeedConfig(low=0.02, high=0.5, step=0.02),
+    cam=s.CamConfig(scales=(1.0, 0.5, 1.5)),
+    rib=s.RibConfig(lr=2e-4, margin=120.0, batch=4, loss_scales=(1.0, 1.5), snapshots=True),
+    scoring=s.SeedConfig(low=0.02, high=0.5, step=0.02),
+    refine=s.RefineConfig(
+        mask_background=0.2, ignore_foreground=0.25, ignore_background=0.15, confident_foreground=0.3, confident_background=0.1,
+        irn=s.IrnConfig(backbone="small", weights="classifier", epochs=20, batch=16, crop=96, radius=5, walk=s.IrnWalk(pad=0, squarings=6)),
+    ),
+    segmenter=s.SegmenterConfig.named("small", weights="none"),
 )  # fmt: skip
-SMOKE = {"seeds": 1, "shapes.train": 120, "shapes.val": 40, "classifier.epochs": 4, "data.map_limit": 12, "rib.steps": 4}
+SMOKE = {"seeds": 1, "shapes.train": 120, "shapes.val": 40, "classifier.epochs": 4, "data.map_limit": 12, "rib.steps": 4} | {
+    "refine.irn.batch": 8, "segmenter.steps": 40, "segmenter.batch": 8,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY, SMOKE)

@@ -18,6 +18,7 @@ from seedbed.data.transforms import TrainTransform
 from seedbed.methods import method_class
 from seedbed.methods.cam import CamConfig
 from seedbed.methods.rib import RibConfig
+from seedbed.refine.irn_settings import IrnConfig, IrnWalk
 from seedbed.refine.settings import RefineConfig
 from seedbed.seeds import SeedConfig
 from seedbed.segment.settings import SegmenterConfig
@@ -28,6 +29,8 @@ __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "Experiment",
+    "IrnConfig",
+    "IrnWalk",
     "RefineConfig",
     "RibConfig",
     "RunConfig",
