@@ -1,0 +1,78 @@
+"""The figure of docs/pipeline.md: what every stage of a finished study made of a few pictures.
+
+python experiments/shapes_rib.py --until segmentation --out runs/whole
+python benchmarks/pipeline_pictures.py --run runs/whole --out docs/images/pipeline.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedbed.artefacts import Fragments, find_stages
+from seedbed.artefacts.records import decode_png, maps_from
+from seedbed.data import open_store
+from seedbed.methods.maps import high_res
+from seedbed.report.pictures import overlay, painted
+
+
+def columns(run: Path, ident: str) -> dict[str, Any]:
+    """Caption -> picture, in the order of the way."""
+    record = json.loads((run / "run.json").read_text())
+    sample = open_store(record["dataset"]["store"])[ident]
+    pixels, palette = sample.pixels(), record["dataset"]["palette"]
+
+    def found(stage: str, method: str | None = None) -> list[Fragments]:
+        """The first random seed's artefacts come first."""
+        return [Fragments(Path(m["folder"])) for m in find_stages(run, stage) if method in (None, m["method"])]
+
+    def labels(stage: str, column: str = "label_map", method: str = "rib") -> Any:
+        content = next((records[ident][column] for records in found(stage, method) if ident in records), None)
+        return painted(pixels, np.zeros(pixels.shape[:2], np.uint8) if content is None else decode_png(content), palette)
+
+    maps = {m: np.asarray(high_res(maps_from(found("maps", m)[0][ident]))).max(0) for m in ("cam", "rib")}
+    truth = sample.mask("class")
+    assert truth is not None
+    return {
+        "picture": pixels,
+        "CAM": overlay(pixels, maps["cam"]),
+        "RIB": overlay(pixels, maps["rib"]),
+        "seed": labels("seeds"),
+        "confidence": labels("confidence"),
+        "mask": labels("masks"),
+        "labels": labels("masks", "labels"),
+        "prediction": labels("predictions"),
+        "truth": painted(pixels, truth, palette),
+    }
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ids", nargs="*", help="pictures (default: the first four that have a pseudo-label)")
+    args = parser.parse_args()
+    ids = args.ids or Fragments(Path(find_stages(args.run, "confidence")[0]["folder"])).ids()[:4]
+    rows = [columns(args.run, ident) for ident in ids]
+    size = (1.45 * len(rows[0]), 1.5 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis, (caption, image) in zip(line, row.items(), strict=True):
+            axis.imshow(image)
+            axis.set_axis_off()
+            if line is axes[0]:
+                axis.set_title(caption, fontsize=9)
+    figure.savefig(args.out, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
