@@ -24,7 +24,7 @@ FLAG = "--segmenter.weights"
 COCO = "https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/deeplabv1_resnet101-coco.pth"
 HEAD = re.compile(r"^(base\.aspp|aspp|squeeze|conv_fov2?|bn_fov2?|cls_conv)\.")
 """New layers of all segmenters: an initial file may lack them."""
-SPARE = re.compile(r"(^|\.)(fc|classifier|fc8|linear1000)\.|num_batches_tracked$|\.layer4\.|^(backbone\.)?(f8_|f9)")
+SPARE = re.compile(r"(^|\.)(fc|classifier|fc8|linear1000)\.|num_batches_tracked$|^(backbone\.)?(f8_|f9)")
 """Tensors of classifiers that no segmenter has a place for."""
 
 
@@ -119,7 +119,8 @@ def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path 
         shapes = f"{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
         raise refuse(f"holds the weights of another network: {shapes}", model_remedy)
     lacking = [n for n in missing if not HEAD.match(n)]
-    foreign = [n for n in unexpected if not SPARE.search(n)]
+    cut = not any(".layer4." in n for n in own)  # a backbone without its last stage
+    foreign = [n for n in unexpected if not SPARE.search(n) and not (cut and re.search(r"(^|\.)layer4\.", n))]
     if lacking or foreign:
         what = f"lacks {_some(lacking)}" if lacking else f"also has {_some(foreign)}"
         raise refuse(f"holds the weights of another network: {what}", model_remedy)

@@ -85,7 +85,7 @@ class SegmenterConfig(Settings):
             "test_flip": True,
             "crf": "none",
             "accumulate": 1,
-            "loss": "plain",
+            "loss": "balanced_half",
             "scales": (0.75, 1.0, 1.25),
             "steps": 400,
             "lr": 3e-3,
