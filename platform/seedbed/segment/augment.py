@@ -5,6 +5,7 @@ A recipe draws first (from the picture's own generator) and then applies, so tha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -38,13 +39,27 @@ def augmentation(config: SegmenterConfig, kind: Input) -> Augmentation:
 
 
 def network_input(pixels: np.ndarray, kind: Input) -> np.ndarray:
-    """(h, w, 3) RGB of 0 to 255, any type, to (3, h, w) float32: BGR less the mean, or (x / 255 - MEAN) / STD in float32."""
-    if kind == "bgr":
-        return np.ascontiguousarray((pixels[:, :, ::-1] - np.array(MEAN_BGR)).astype(np.float32).transpose(2, 0, 1))
-    values = pixels.astype(np.float32) / np.float32(255)
+    """(h, w, 3) RGB of 0 to 255, bytes or float32, to (3, h, w) float32: BGR less the mean, or (x / 255 - MEAN) / STD in float32."""
+    out = np.empty((3, *pixels.shape[:2]), np.float32)
     for channel in range(3):
-        values[:, :, channel] = (values[:, :, channel] - np.float32(MEAN[channel])) / np.float32(STD[channel])
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+        values = pixels[:, :, 2 - channel if kind == "bgr" else channel]
+        if values.dtype == np.uint8:
+            np.take(_table(kind, channel), values, out=out[channel], mode="clip")
+        else:
+            out[channel] = _normalised(values, kind, channel)
+    return out
+
+
+def _normalised(values: np.ndarray, kind: Input, channel: int) -> np.ndarray:
+    if kind == "bgr":
+        return values - np.float64(MEAN_BGR[channel])  # in float64, rounded once
+    return (values.astype(np.float32) / np.float32(255) - np.float32(MEAN[channel])) / np.float32(STD[channel])
+
+
+@functools.cache
+def _table(kind: Input, channel: int) -> np.ndarray:
+    """What each byte becomes."""
+    return _normalised(np.arange(256), kind, channel).astype(np.float32)
 
 
 @dataclass(frozen=True)

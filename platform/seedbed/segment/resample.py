@@ -64,15 +64,22 @@ def pillow_nearest(inputs: int, outputs: int) -> np.ndarray:
 
 
 def sampled(pixels: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
-    """(h, w, c) to (rows, columns, c) float32: columns first, as OpenCV does."""
+    """(h, w, c) to (rows, columns, c) float32: columns first, as OpenCV does. One channel lies behind the other in memory."""
     (top, bottom), (left, right) = ((int(t.index.min()), int(t.index.max()) + 1) for t in (rows, columns))
-    part = pixels[top:bottom, left:right].astype(np.float32)
-    across = columns.index - left
-    taps = (part[:, across[:, k]] * columns.weight[:, k, None] for k in range(across.shape[1]))
-    wide = functools.reduce(np.add, taps)
-    down = rows.index - top
-    taps = (wide[down[:, k]] * rows.weight[:, k, None, None] for k in range(down.shape[1]))
-    return functools.reduce(np.add, taps)
+    planes = pixels[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32, order="C")
+    wide = _weighted(planes, columns.index - left, columns.weight, 2)
+    return _weighted(wide, rows.index - top, rows.weight[:, :, None], 1).transpose(1, 2, 0)
+
+
+def _weighted(planes: np.ndarray, index: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+    """The taps of one axis, added in their order."""
+    total = planes.take(index[:, 0], axis)
+    total *= weight[:, 0]
+    for k in range(1, index.shape[1]):
+        part = planes.take(index[:, k], axis)
+        part *= weight[:, k]
+        total += part
+    return total
 
 
 def sampled_bytes(pixels: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
