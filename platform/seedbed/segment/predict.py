@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import label_record
+from seedbed.artefacts.records import label_record, weights_from
 from seedbed.data.transforms import MEAN, STD
 from seedbed.models.segmenter import Segmenter
 from seedbed.segment.augment import DeepLabCrop, network_input, scaled_size
@@ -28,11 +27,7 @@ Record = dict[str, Any]
 def load_segmenter(folder: Path, config: SegmenterConfig, num_classes: int, device: str = "cpu") -> Segmenter:
     """The network of a finished segmenter stage, for inference; num_classes with background."""
     model = build_segmenter(config, num_classes)
-    state = {}
-    for record in Fragments(folder):
-        array = np.frombuffer(record["data"], np.dtype(record["dtype"])).reshape(record["shape"])
-        state[record["id"]] = torch.from_numpy(array.copy())
-    model.load_state_dict(state)
+    model.load_state_dict(weights_from(folder))
     return model.eval().to(device)
 
 
