@@ -120,6 +120,7 @@ def test_defaults_are_the_appendix_of_rib() -> None:
         ({"model": "deeplab_v1", "backbone": "resnet101"}, "--segmenter.backbone"),
         ({"optimizer": "adam", "momentum": 0.9}, "--segmenter.momentum"),
         ({"scales": ()}, "--segmenter.scales"),
+        ({"model": "small", "compile": True}, "--segmenter.compile"),
         ({"test_scales": ()}, "--segmenter.test-scales"),
         ({"loss": "balanced"}, "--segmenter.loss"),
     ],

@@ -49,8 +49,8 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def compiled(self) -> nn.Module:
-        """The part that torch.compile is for."""
-        return self
+        """The part that torch.compile is for: one whose forward pass is called as a module."""
+        raise NotImplementedError
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, c, h', w') class scores, c with background."""

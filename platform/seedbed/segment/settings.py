@@ -155,7 +155,7 @@ class SegmenterConfig(Settings):
     channels_last: bool = True
     """Memory format of pictures and weights; faster convolutions, other last bits."""
     compile: bool = False
-    """Training by torch.compile: faster on a GPU after a minute, other last bits."""
+    """Training by torch.compile: faster on a GPU after a minute, other last bits. Not for the small network."""
     retrain: bool = setting(True, key=False)
     """Train a second segmenter, on labels whose ignored pixels the first one has filled. RIB on VOC: yes; with saliency and on COCO: no."""
     test_scales: tuple[float, ...] = bounded((1.0,), 0.01, 16)
@@ -211,6 +211,9 @@ class SegmenterConfig(Settings):
         if self.optimizer == "adam" and self.momentum is not None:
             flag = f"--{prefix}momentum"
             raise UserError("adam has no momentum to set", field=flag, remedy=f"leave {flag} out, or say --{prefix}optimizer sgd")
+        if self.compile and self.model == "small":
+            flag = f"--{prefix}compile"
+            raise UserError("the small network is not compiled", field=flag, remedy=f"leave {flag} out")
         if self.batch % self.accumulate:
             flag = f"--{prefix}accumulate"
             message = f"{flag} {self.accumulate} does not divide the batch of {self.batch} pictures"

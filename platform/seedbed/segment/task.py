@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from seedbed.loop import share
 from seedbed.models.segmenter import Segmenter
 from seedbed.optim import Optimizer
 from seedbed.refine.pseudo_labels import fill
+from seedbed.segment.accumulate import accumulated
 from seedbed.segment.augment import augmentation
 from seedbed.segment.losses import segmentation_loss
 from seedbed.segment.networks import build_segmenter, initialise, segmenter_optimizer
@@ -242,35 +243,3 @@ def reduced_labels(labels_nhw: Tensor, size: Sequence[int]) -> Tensor:
         for before, after in zip(labels_nhw.shape[-2:], size, strict=True)
     )
     return labels_nhw.index_select(1, rows).index_select(2, columns)
-
-
-def accumulated(part_loss: Callable[[int], Tensor], count: int, parameters: Sequence[Tensor]) -> Tensor:
-    """The mean of `count` losses, whose gradients are taken one after the other: one graph in memory at a time."""
-    return _Accumulated.apply(part_loss, count, parameters, *parameters)
-
-
-class _Accumulated(torch.autograd.Function):
-    """Gradients are made in the forward pass and handed over in the backward pass, where workers average them as any others."""
-
-    @staticmethod
-    def forward(ctx: Any, part_loss: Callable[[int], Tensor], count: int, parameters: Sequence[Tensor], *_: Tensor) -> Tensor:
-        total = torch.zeros(())
-        gradients: list[Tensor | None] = []
-        for number in range(count):
-            with torch.enable_grad():
-                loss = part_loss(number) / count
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            total = total.to(loss.device) + loss.detach()
-            gradients = list(found) if not gradients else [_added(a, b) for a, b in zip(gradients, found, strict=True)]
-        ctx.gradients = gradients
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, None, *(None if g is None else g * gradient for g in ctx.gradients)
-
-
-def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one.add_(other)
