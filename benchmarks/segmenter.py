@@ -88,7 +88,7 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     name = "segmenter loader"
     if args.only not in name:
         return
-    updates = args.updates or (4 if args.quick else 30)
+    updates = args.updates or (4 if args.quick else 60)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path, labels, ids = labelled(folder, max(64, 4 * args.batch) if args.quick else max(240, 4 * args.batch), args.size)
@@ -144,7 +144,7 @@ def matrix_rates(task: SegmenterTask, batch: int, ours: float, reference: float)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--updates", type=int, default=0, help="updates a measurement (default 30, with --quick 4)")
+    parser.add_argument("--updates", type=int, default=0, help="updates a measurement (default 60, with --quick 4)")
     parser.add_argument("--pairs", type=int, default=0, help="how many pairs (default 5, with --quick 1)")
     parser.add_argument("--model", default="small", choices=["small", "deeplab_v2"])
     parser.add_argument("--backbone", default="auto")

@@ -20,7 +20,7 @@ class Taps:
     """Along one axis: for each of n output positions k input positions and their weights."""
 
     index: np.ndarray
-    """(n, k) int64."""
+    """(n, k) int64, ascending both ways."""
     weight: np.ndarray
     """(n, k) float32."""
 
@@ -65,7 +65,7 @@ def pillow_nearest(inputs: int, outputs: int) -> np.ndarray:
 
 def sampled(pixels: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
     """(h, w, c) to (rows, columns, c) float32: columns first, as OpenCV does. One channel lies behind the other in memory."""
-    (top, bottom), (left, right) = ((int(t.index.min()), int(t.index.max()) + 1) for t in (rows, columns))
+    (top, bottom), (left, right) = ((int(t.index[0, 0]), int(t.index[-1, -1]) + 1) for t in (rows, columns))
     planes = pixels[top:bottom, left:right].transpose(2, 0, 1).astype(np.float32, order="C")
     wide = _weighted(planes, columns.index - left, columns.weight, 2)
     return _weighted(wide, rows.index - top, rows.weight[:, :, None], 1).transpose(1, 2, 0)

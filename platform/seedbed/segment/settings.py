@@ -34,7 +34,7 @@ _DEEPLAB_V2 = {
     "test_flip": False,
     "crf": "deeplab",
 }
-_RIB = {**_DEEPLAB_V2, "accumulate": 1, "loss": "balanced_half", "scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
+_RIB = {**_DEEPLAB_V2, "retrain": "auto", "accumulate": 1, "loss": "balanced_half", "scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class SegmenterConfig(Settings):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "voc": {**_RIB, "steps": 30_000, "lr": 2e-4, "crop": 321},
-        "coco": {**_RIB, "steps": 100_000, "lr": 2.5e-4, "crop": 481},
+        "coco": {**_RIB, "retrain": "no", "steps": 100_000, "lr": 2.5e-4, "crop": 481},
         "deeplab": {
             **_DEEPLAB_V2,
+            "retrain": "no",
             "accumulate": 2,
             "loss": "plain",
             "scales": (0.5, 0.75, 1.0, 1.25, 1.5),
@@ -55,6 +56,7 @@ class SegmenterConfig(Settings):
         },
         "hfpl": {
             "model": "deeplab_v1",
+            "retrain": "no",
             "backbone": "auto",
             "batch": 10,
             "optimizer": "sgd",
@@ -74,6 +76,7 @@ class SegmenterConfig(Settings):
         },
         "small": {
             "model": "small",
+            "retrain": "auto",
             "backbone": "auto",
             "batch": 16,
             "optimizer": "adam",
@@ -156,8 +159,9 @@ class SegmenterConfig(Settings):
     """Memory format of pictures and weights; faster convolutions, other last bits."""
     compile: bool = False
     """Training by torch.compile: faster on a GPU after a minute, other last bits. Not for the small network."""
-    retrain: bool = setting(True, key=False)
-    """Train a second segmenter, on labels whose ignored pixels the first one has filled. RIB on VOC: yes; with saliency and on COCO: no."""
+    retrain: Literal["auto", "yes", "no"] = "auto"
+    """Train a second segmenter, on labels whose ignored pixels the first one has filled (as it predicts with the settings of inference
+    below). auto: yes where labels leave pixels open, no with saliency (RIB). RIB on COCO, deeplab-pytorch, HFPL: no."""
     test_scales: tuple[float, ...] = bounded((1.0,), 0.01, 16)
     """Factors of a picture's size at inference; the class scores of all are averaged. deeplab-pytorch: 1 (the network itself looks at
     three scales); HFPL: 0.5 to 1.75 by 0.25."""
@@ -197,7 +201,7 @@ class SegmenterConfig(Settings):
 
     def training_dict(self) -> dict[str, Any]:
         """The part of the key that training depends on: inference can change without training again."""
-        return {name: value for name, value in self.to_dict(only_key=True).items() if name not in INFERENCE}
+        return {n: v for n, v in self.resolved().to_dict(only_key=True).items() if n not in (*INFERENCE, *NOT_TRAINING)}
 
     def inference_dict(self) -> dict[str, Any]:
         """The rest of the key."""
@@ -246,6 +250,9 @@ class SegmenterConfig(Settings):
         then = choices[self.schedule]
         return WarmUp(warm, then) if warm else then
 
+
+NOT_TRAINING = ("retrain", "weights_from")
+"""Settings that say whether there is a second training, and what a file is called in the record."""
 
 INFERENCE = ("test_scales", "test_flip", "crf")
 """Settings that only predictions depend on."""

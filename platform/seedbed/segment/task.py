@@ -167,6 +167,8 @@ class SegmenterTask:
             value = self.num_classes + int(foreign[0])
             raise UserError(f"the pseudo-label of {ident} holds {value}, which is no class", field=self.column, remedy=remedy)
         if self._filling is not None:
+            if ident not in self._filling:
+                raise UserError(f"there is no prediction of {ident} to fill its label with", field="fill", remedy="make it again")
             with self._lock:
                 batch, row = self._filling.batch_of(ident)
             labels = fill(labels, decode_png(batch.column("label_map")[row].as_py()))
