@@ -67,7 +67,11 @@ def known_flags() -> set[str]:
     from seedbed.pipeline import ShapesExperiment
 
     found = {name.replace("_", "-") for name in ShapesExperiment().flat()}
-    source = (ROOT / "datasets" / "voc2012" / "prepare.py").read_text() + (PACKAGE / "__main__.py").read_text()
+    flat = ShapesExperiment().flat()
+    switches = {name for name, value in flat.items() if isinstance(value, bool)}
+    found |= {".".join([*name.split(".")[:-1], f"no-{name.split('.')[-1]}"]).replace("_", "-") for name in switches}
+    scripts = [ROOT / "datasets" / "voc2012" / name for name in ("prepare.py", "submission.py")]
+    source = "".join(path.read_text() for path in (*scripts, PACKAGE / "__main__.py"))
     return found | set(re.findall(r'"--([a-z][\w-]*)"', source)) | {"help", "no-restart"}  # the last is `ray up`'s
 
 

@@ -80,7 +80,7 @@ def test_second_call_computes_nothing(copy: Path) -> None:
         ({"refine.mask_background": 0.25}, {"masks", "scored", "segmenter", "retrained", "predictions"}),
         ({"refine.irn.walk.squarings": 3}, {"masks", "scored", "segmenter", "retrained", "predictions"}),
         ({"refine.confident_foreground": 0.5}, {"confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions"}),
-        ({"segmenter.retrain": False}, {"predictions"}),
+        ({"segmenter.retrain": "no"}, {"predictions"}),
         ({"data.segment_splits": ("val",)}, set()),
     ],
     ids=str,
@@ -260,17 +260,62 @@ def test_split_without_masks_is_segmented(reference: Path, tmp_path: Path) -> No
                 masks = {} if bare else {k: bytes(v) for k, v in s.masks.items()}
                 labels, source = (None, None) if bare else (s.labels, s.label_source)
                 writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, labels, source, masks), [split])
-    changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")} | {"segmenter.retrain": False, "segmenter.steps": 5}
+    changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")} | {"segmenter.retrain": "no", "segmenter.steps": 5}
     out = tmp_path / "out"
     result = run(Experiment(name="whole", out=str(out)).replace(**{**changes, "data.store": str(tmp_path / "store")}))
     assert {r["split"] for r in result.rows if r["stage"] == "segmentation"} == {"train"}
     assert {m["settings"]["split"]: m["count"] for m in find_stages(out, "predictions")} == {"train": 10, "val": 8}
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("actors", [1, 3])
+def test_same_bits_over_actors(reference: Path, tmp_path: Path, small_ray: None, actors: int) -> None:
+    out = tmp_path / "out"
+    run(whole(out, **{"run.executor": "ray", "run.actors": actors, "run.commit_every": 2}))
+    assert digests(out) == digests(reference)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"refine.saliency": "x"}, {"segmenter.retrain": "no"}, {"refine.method": "none"}, {"segmenter.test_flip": True}],
+    ids=str,
+)
+def test_another_study_has_another_key(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert whole(tmp_path, **changes).key() != whole(tmp_path).key()
+
+
+def test_retraining_is_off_with_saliency_and_on_coco(reference: Path) -> None:
+    from seedbed.segment.settings import SegmenterConfig
+    from seedbed.stages import Study
+
+    def retrains(**changes: Any) -> bool:
+        return Study.open(whole(reference, **changes), dry=True).retrains
+
+    assert retrains() and not retrains(**{"refine.saliency": "x"}) and not retrains(**{"refine.labels": "mask"})
+    assert retrains(**{"refine.saliency": "x", "segmenter.retrain": "yes"})
+    assert not retrains(segmenter=SegmenterConfig.named("coco"))
+
+
+def test_weights_trained_on_masks_are_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Initial weights from a segmenter's own file: the record, the table and a warning say that masks were used."""
+    import torch
+
+    from seedbed.artefacts.records import weights_from
+
+    segmenter = next(Path(m["folder"]) for m in find_stages(copy, "segmenter"))
+    file = copy / "segmenter.pth"
+    torch.save(weights_from(segmenter), file)
+    result = run(whole(copy, **{"segmenter.weights": str(file), "segmenter.weights_from": "masks", "segmenter.retrain": "no"}))
+    record = next(r["protocol"] for r in result.rows if r["stage"] == "segmentation")
+    assert record["initial_weights_trained_on"] == "masks" and record["from_scratch"] is False
+    assert any("not weakly supervised" in w for w in result.warnings) and "trained on MASKS" in capsys.readouterr().out
+
+
 # --- what is handed on: exported label maps, the test server's package -----------------------------------
 
 
-@pytest.mark.parametrize(("stage", "count"), [("seed", 10), ("mask", 10), ("segmentation", 18)])
+@pytest.mark.parametrize(("stage", "count"), [("seed", 10), ("crf", 10), ("mask", 10), ("labels", 10), ("segmentation", 18)])
 def test_export(reference: Path, tmp_path: Path, stage: str, count: int) -> None:
     from seedbed.__main__ import export
 
@@ -304,6 +349,9 @@ def test_package_passes_its_check(reference: Path, package: Path) -> None:
 def spoiled(package: Path, out: Path, kind: str) -> None:
     if kind == "no tar":
         out.write_bytes(b"no archive at all")
+        return
+    if kind == "empty":
+        tarfile.open(out, "w:gz").close()
         return
     if kind == "cut short":
         out.write_bytes(package.read_bytes()[:-200])
@@ -340,7 +388,7 @@ def spoiled(package: Path, out: Path, kind: str) -> None:
 KINDS = {
     "missing": "missing", "size": "pixels", "rgb": "RGB", "value": "77", "void": "255", "name": "no picture of the store",
     "escape": "../../a.png", "link": "plain file", "text": "decoded", "twice": "twice",
-    "no tar": "can't be read", "cut short": "can't be read",
+    "empty": "no label map", "no tar": "can't be read", "cut short": "bad.tgz",
 }  # fmt: skip
 
 
@@ -374,6 +422,13 @@ def test_faulty_package_is_refused(reference: Path, package: Path, tmp_path: Pat
         ({"segmenter.weights": "/nowhere/deeplab.pth"}, ("/nowhere/deeplab.pth",)),
         ({"refine.irn.weights": "/nowhere/irn.pth"}, ("/nowhere/irn.pth",)),
         ({"data.segment_splits": ("nowhere",)}, ("nowhere",)),
+        ({"segmenter.weights": "classifier"}, ("classifier", "--segmenter.weights")),
+        ({"segmenter.weights": "imagenet"}, ("ImageNet", "--segmenter.weights")),
+        ({"refine.irn.weights": "coco"}, ("coco", "--refine.irn.weights")),
+        ({"refine.irn.backbone": "resnet18"}, ("resnet18", "small")),
+        ({"refine.irn.batch": 1000}, ("--refine.irn.batch", "10 pictures")),
+        ({"segmenter.batch": 1000}, ("--segmenter.batch", "10 pictures")),
+        ({"run.workers": 5}, ("5 training workers",)),
         ({"segmenter.steps": 0}, ("steps",)),
         ({"segmenter.crop": 0}, ("crop",)),
         ({"segmenter.lr": -1.0}, ("lr",)),

@@ -102,6 +102,8 @@ def check(package: Path, store: Store, ids: Path | None) -> int:
             problems.append(f"{ident} is no picture of the store")
         elif problem := label_map_problem(content, store.size(ident)):
             problems.append(f"{ident}: {problem}")
+    if not seen:
+        problems.append("there is no label map in it")
     if len(folders) > 1:
         problems.append(f"several folders: {', '.join(sorted(folders))}")
     wanted = wanted_ids(store, ids, set(seen.values()))

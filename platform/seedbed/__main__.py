@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from seedbed.artefacts import Fragments, find_stages
@@ -10,8 +11,8 @@ from seedbed.artefacts.records import decode_png, png
 from seedbed.study import reported_errors
 from seedbed.types import UserError
 
-STAGES = {"seed": "seeds", "mask": "masks", "segmentation": "predictions"}
-"""What `--stage` says -> the stage's name."""
+STAGES = {"seed": "seeds", "crf": "crf", "mask": "masks", "labels": "masks", "segmentation": "predictions"}
+"""What `--stage` says -> the stage's name. `labels`: what the segmenter is trained on, 255 where the mask is not sure."""
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def export(run: Path, stage: str, out: Path) -> int:
         message = f"{run} has no finished stage {STAGES[stage]!r}"
         raise UserError(message, file=run, field="--stage", remedy="run the study to that stage first")
     palette = palette_of(run)
+    column = "labels" if stage == "labels" else "label_map"
     places = [(m["method"], m["settings"].get("split")) for m in there]
     count = 0
     for manifest in there:
@@ -49,7 +51,7 @@ def export(run: Path, stage: str, out: Path) -> int:
         folder = out / (method if places.count((method, manifest["settings"].get("split"))) == 1 else f"{method}-{manifest['key'][:8]}")
         folder.mkdir(parents=True, exist_ok=True)
         for record in Fragments(Path(manifest["folder"])):
-            (folder / f"{record['id']}.png").write_bytes(png(decode_png(record["label_map"]), palette))
+            (folder / f"{record['id']}.png").write_bytes(png(decode_png(record[column]), palette))
             count += 1
     return count
 
@@ -60,9 +62,10 @@ def palette_of(run: Path) -> list[list[int]]:
 
     path = run / "run.json"
     if path.exists():
-        palette = json.loads(path.read_text()).get("dataset", {}).get("palette")
-        if palette:
-            return palette
+        with contextlib.suppress(ValueError, AttributeError):  # cut short, or of something else
+            palette = json.loads(path.read_text()).get("dataset", {}).get("palette")
+            if palette:
+                return palette
     remedy = "run the study again: it finds what is finished"
     raise UserError(f"{path} does not name a palette", file=path, field="dataset.palette", remedy=remedy)
 

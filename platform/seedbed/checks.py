@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from seedbed.artefacts import Stage
 from seedbed.data.companions import CompanionPool
 from seedbed.methods import method_class
 from seedbed.pipeline import classifier_task, method_settings
@@ -70,24 +72,83 @@ def check_scored(plan: Plan) -> None:
 
 
 def check_late(plan: Plan) -> None:
-    """What the stages after the seeds will ask for: saliency maps, random fields, files of weights."""
+    """What the stages after the seeds will ask for: saliency maps, random fields, initial weights, enough pictures for a batch."""
     e = plan.experiment
     if not plan.reaches("mask"):
         return
     if e.refine.saliency:
-        check_folder(Path(e.refine.saliency), plan.keys.map_ids)
+        check_folder(Path(e.refine.saliency), plan.keys.pseudo_ids)
     fields = e.refine.crf_seeds or e.refine.method != "none" or (plan.reaches("segmentation") and e.segmenter.crf != "none")
     if fields and find_spec("pydensecrf") is None:
         remedy = "make env installs it; or say --refine.method none --refine.no-crf-seeds --segmenter.crf none"
         raise UserError("pydensecrf is not installed, which random fields are made with", field="--refine.method", remedy=remedy)
-    files = {"--segmenter.weights": e.segmenter.weights} if plan.reaches("segmentation") else {}
     if e.refine.has_network:
-        files[f"--refine.{e.refine.method}.weights"] = e.refine.network_weights
-    for flag, weights in files.items():
-        if weights not in ("imagenet", "none", "coco", "classifier") and not Path(weights).is_file():
-            raise UserError(
-                f"{weights} does not exist", file=weights, field=flag, remedy=f"name a checkpoint, or say {flag} imagenet or none"
-            )
+        check_refinement(plan)
+    if plan.reaches("segmentation"):
+        check_segmenter(plan)
+
+
+def check_refinement(plan: Plan) -> None:
+    """The refinement's network: its backbone and initial weights, and its batch."""
+    refine = plan.experiment.refine
+    config = refine.irn if refine.method == "irn" else refine.affinitynet
+    flag = f"--refine.{refine.method}"
+    check_batch(plan, f"{flag}.batch", config.batch)
+    named_file(config.weights, f"{flag}.weights", ("imagenet", "none", "classifier"))
+    if config.weights == "classifier" and config.backbone != plan.experiment.classifier.backbone:
+        message = (
+            f"{flag}.backbone is {config.backbone}, but the classifier whose weights it takes is {plan.experiment.classifier.backbone}"
+        )
+        raise UserError(message, field=f"{flag}.weights", remedy="choose the same backbone, or other weights")
+    method = plan.experiment.method
+    if config.weights in ("none", "classifier") or made(plan, lambda p, seed: p.affinity_stage(method, seed)):
+        return
+    from seedbed.models.weights import load_weights
+
+    if refine.method == "irn":
+        from seedbed.models.irn import IrnNet
+
+        load_weights(IrnNet(config.backbone).backbone, config.weights)
+    else:
+        from seedbed.models.affinity import AffinityNet
+
+        load_weights(AffinityNet(config.backbone).backbone, config.weights)
+
+
+def check_segmenter(plan: Plan) -> None:
+    """The segmenter's initial weights, read once before anything is started, and its batch."""
+    from seedbed.segment.networks import build_segmenter, initialise
+
+    config, method = plan.experiment.segmenter, plan.experiment.method
+    check_batch(plan, "--segmenter.batch", config.batch)
+    named_file(config.weights, "--segmenter.weights", ("imagenet", "none", "coco"))
+    if config.weights != "none" and not made(plan, lambda p, seed: p.final_segmenter(method, seed)):
+        initialise(build_segmenter(config, len(plan.store.info.classes) + 1), config)
+
+
+def check_batch(plan: Plan, flag: str, batch: int) -> None:
+    """No larger than the pictures there are, no smaller than the workers that share it."""
+    pictures, workers = len(plan.keys.pseudo_ids), plan.experiment.run.workers
+    if batch > pictures:
+        message = f"{flag} is {batch}, but only {pictures} pictures get pseudo-labels"
+        raise UserError(message, field=flag, remedy=f"say {flag} {max(pictures, 1)} or less, or name a larger --data.map-split")
+    if batch < workers:
+        raise UserError(
+            f"{workers} training workers can't share {flag} {batch}", field=flag, remedy="give a larger batch, or fewer workers"
+        )
+
+
+def named_file(weights: str, flag: str, words: tuple[str, ...]) -> None:
+    """One of the words, or a file that is there."""
+    if weights not in words and not Path(weights).is_file():
+        remedy = f"name a checkpoint, or one of {', '.join(words)}"
+        raise UserError(f"{weights} does not exist", file=weights, field=flag, remedy=remedy)
+
+
+def made(plan: Plan, stage: Callable[[Plan, int], Stage]) -> bool:
+    """Whether a training is whole for every seed, on whichever device: the cluster's is not known yet."""
+    plans = [Plan(plan.experiment, plan.store, device) for device in ("cpu", "cuda")]
+    return any(all(stage(p, seed).manifest is not None for seed in plan.seeds) for p in plans)
 
 
 def check_weights(plan: Plan) -> None:
@@ -101,9 +162,7 @@ def check_weights(plan: Plan) -> None:
     if weights != "imagenet" and not Path(weights).exists():
         remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
         raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
-    for device in ("cpu", "cuda"):  # which of them the cluster has is not known yet
-        trained = Plan(plan.experiment, plan.store, device)
-        if all(trained.classifier_stage(seed).manifest is not None for seed in plan.seeds):
-            return
+    if made(plan, lambda p, seed: p.classifier_stage(seed)):
+        return
     model = build_network(plan.experiment.classifier.backbone, len(plan.store.info.classes))
     print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)

@@ -55,7 +55,9 @@ class Settings:
     """Base of all settings."""
 
     PRESETS: typing.ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Preset name -> the values it sets. Every preset of a class sets the same fields, so that one replaces another whole."""
+    """Preset name -> the values it sets, those of nested settings by dotted names.
+
+    Every preset of a class sets the same fields, so that one replaces another whole."""
 
     def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
         """Nested plain values; with only_key those fields that change a result."""
@@ -97,7 +99,7 @@ class Settings:
 
     def with_preset(self, name: str) -> Self:
         """This class's values of a named preset laid over these settings."""
-        return dataclasses.replace(self, **{**self.PRESETS[name], "preset": name})
+        return self.replace(**{**self.PRESETS[name], "preset": name})
 
     @classmethod
     def named(cls, preset: str, **changes: Any) -> Self:
@@ -110,8 +112,9 @@ class Settings:
         if name not in self.PRESETS or name == type(self)().preset:  # type: ignore[attr-defined]
             return
         plain, values = type(self)(), self.PRESETS[name]
-        differ = [f for f, value in values.items() if getattr(plain, f) != value]
-        if differ and all(getattr(self, f) == getattr(plain, f) for f in differ):
+        there, here = plain.flat(), self.flat()
+        differ = [f for f, value in values.items() if there[f] != _plain(value)]
+        if differ and all(here[f] == there[f] for f in differ):
             remedy = f"write {type(self).__name__}.named({name!r}, ...) or .with_preset({name!r})"
             raise UserError(f"preset {name!r} is named, but none of its values is set", field=f"--{prefix}preset", remedy=remedy)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from seedbed.data import Store
 from seedbed.pipeline import Experiment
+from seedbed.refine.saliency import folder_digest
 
 BASELINES = ("whole_picture", "centred_box")
 
@@ -118,10 +118,15 @@ class Keys:
         if not refine.ignores():
             del used["ignore_foreground"], used["ignore_background"]
         if refine.saliency:
-            used["saliency"] = saliency_digest(refine.saliency, tuple(self.map_ids))
+            used["saliency"] = folder_digest(Path(refine.saliency), self.pseudo_ids)
         else:
-            del used["salient"]
-        return {"method": method, "refine": used, "inputs": self.store.inputs_checksum(self.map_ids), **self.resources()}
+            del used["salient"], used["saliency"]
+        if refine.method != "crf":
+            del used["label_crf"]
+        if refine.method != "irn":
+            del used["power"]
+        ids = list(dict.fromkeys([*self.pseudo_ids, *self.score_ids]))
+        return {"method": method, "refine": used, "inputs": self.store.inputs_checksum(ids), **self.resources()}
 
     def scored_settings(self, ids: list[str]) -> dict[str, Any]:
         return {"tolerance": self.experiment.scoring.tolerance, "truth": self.store.truth_checksum(ids)}
@@ -140,10 +145,3 @@ class Keys:
         """Predictions that are not scored (they fill labels) do not depend on any mask."""
         own = {"segmenter": self.experiment.segmenter.inference_dict(), "split": split, "inputs": self.store.inputs_checksum(ids)}
         return {**own, **(self.scored_settings(ids) if scored else {}), **self.resources()}
-
-
-@functools.lru_cache(maxsize=4)
-def saliency_digest(folder: str, ids: tuple[str, ...]) -> str:
-    from seedbed.refine.saliency import folder_digest
-
-    return folder_digest(Path(folder), ids)

@@ -117,6 +117,8 @@ class MaskWork:
     network: Path | None
     """Folder of the refinement's trained network; None for a refinement without one."""
     settings: RefineConfig
+    only_scored: frozenset[str]
+    """Pictures that no segmenter is trained on: they need no saliency map."""
     device: str
     threads: int
 
@@ -130,6 +132,8 @@ class MaskWork:
         from seedbed.seeds import label_map
 
         torch.set_num_threads(self.threads)
+        # fp32 means fp32, whatever ran in this process before: see LocaliseWork.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         store, maps, settings = open_store(self.store, cache=self.cache), Fragments(self.maps), self.settings
         refine = refinement(settings, self.network, self.device)
 
@@ -137,7 +141,7 @@ class MaskWork:
             began = time.perf_counter()
             found, pixels = maps_from(maps[ident]), store[ident].pixels()
             mask, labels = refine(found, pixels)
-            if settings.saliency:
+            if settings.saliency and ident not in self.only_scored:
                 labels = ignore_disagreement(labels, salient(Path(settings.saliency), ident, labels.shape, settings.salient))
             seed = label_map(_full(found), found.classes, settings.mask_background, ident)
             return {

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from seedbed.classifier import ClassifierConfig, ClassifierTask
 from seedbed.config import Settings, bounded, nested, setting
@@ -139,11 +139,21 @@ def code_version(method: str) -> int:
     return int(method_class(method).version)
 
 
+WORDS = ("imagenet", "none", "coco", "classifier")
+"""Initial weights that are no path."""
+
+Weighted = TypeVar("Weighted", bound=Any)
+
+
+def absolute_weights(config: Weighted) -> Weighted:
+    """Settings whose file of weights is found from another folder too: a worker's is another."""
+    return config if config.weights in WORDS else config.replace(weights=str(Path(config.weights).absolute()))
+
+
 def classifier_task(experiment: Experiment, store: Store, seed: int, left_out: tuple[str, ...] = ()) -> ClassifierTask:
     """The classifier's training; `left_out` are pictures that it must not look at."""
     data, config = experiment.data, experiment.classifier.resolved()
-    if config.weights not in ("imagenet", "none"):
-        config = config.replace(weights=str(Path(config.weights).absolute()))  # a worker's folder is another
+    config = absolute_weights(config)
     return ClassifierTask(
         store=data.store if "://" in data.store else str(store.path),
         cache=data.cache,

@@ -123,7 +123,13 @@ class Plan:
         return self._stage("retrained", self.keys.segmenter_settings(seed), WEIGHTS, inputs, VERSIONS["retrained"], method)
 
     def final_segmenter(self, method: str, seed: int) -> Stage:
-        return (self.retrained_stage if self.experiment.segmenter.retrain else self.segmenter_stage)(method, seed)
+        return (self.retrained_stage if self.retrains else self.segmenter_stage)(method, seed)
+
+    @property
+    def retrains(self) -> bool:
+        """Whether a second segmenter is trained: by itself only where there are pixels to fill, and not with saliency (RIB, appendix)."""
+        wanted, refine = self.experiment.segmenter.retrain, self.experiment.refine
+        return wanted == "yes" or (wanted == "auto" and refine.ignores() and not refine.saliency)
 
     def predictions_stage(self, method: str, seed: int, split: str) -> Stage:
         inputs = {"segmenter": self.final_segmenter(method, seed).key}
@@ -143,7 +149,7 @@ class Plan:
             yield f"scored {method}", self.scored_stage(method, seed)
         if self.reaches("segmentation"):
             yield f"segmenter {method}", self.segmenter_stage(method, seed)
-            if self.experiment.segmenter.retrain:
+            if self.retrains:
                 yield f"predictions {method}", self.filling_stage(method, seed)
                 yield f"retrained {method}", self.retrained_stage(method, seed)
             for split in self.keys.segmented_ids:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedbed.label_work import ConfidenceWork, CrfWork, MaskWork, ScoreWork
+from seedbed.pipeline import absolute_weights
 from seedbed.seeds import Threshold
 from seedbed.stage_rows import crf_rows, mask_rows, score_metrics
 
@@ -38,8 +40,19 @@ def refine(study: Study, method: str, seed: int) -> None:
         study.train("affinity", affinity, lambda: affinity_task(study, method, seed), method, seed)
         network = affinity.folder
     stage = study.masks_stage(method, seed)
-    work = MaskWork(study.address, e.data.cache, maps.folder, network, e.refine, study.executor.device, e.run.threads)
-    study.per_image("masks", stage, method, seed, work, [i for i in study.keys.map_ids if i in have])
+    trained, scored = study.keys.pseudo_ids, study.keys.score_ids
+    settings = e.refine.replace(saliency=str(Path(e.refine.saliency).absolute())) if e.refine.saliency else e.refine
+    work = MaskWork(
+        store=study.address,
+        cache=e.data.cache,
+        maps=maps.folder,
+        network=network,
+        settings=settings,
+        only_scored=frozenset(scored) - frozenset(trained),
+        device=study.executor.device,
+        threads=e.run.threads,
+    )
+    study.per_image("masks", stage, method, seed, work, [i for i in dict.fromkeys([*trained, *scored]) if i in have])
     score_masks(study, method, seed)
 
 
@@ -60,10 +73,10 @@ def affinity_task(study: Study, method: str, seed: int) -> Any:
     if e.refine.method == "irn":
         from seedbed.refine.irn_task import IrnTask
 
-        return IrnTask(**place, config=e.refine.irn)
+        return IrnTask(**place, config=absolute_weights(e.refine.irn))
     from seedbed.refine.affinitynet_task import AffinityTask
 
-    return AffinityTask(**place, config=e.refine.affinitynet)
+    return AffinityTask(**place, config=absolute_weights(e.refine.affinitynet))
 
 
 def score_masks(study: Study, method: str, seed: int) -> None:

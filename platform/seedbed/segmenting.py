@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from seedbed.artefacts import Stage
 from seedbed.label_work import Counted
+from seedbed.pipeline import absolute_weights
 from seedbed.stage_rows import score_metrics, segmentation_rows
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def segment(study: Study, method: str, seed: int) -> None:
     e = study.experiment
     first = study.segmenter_stage(method, seed)
     study.train("segmenter", first, lambda: segmenter_task(study, method, seed, None), method, seed)
-    if e.segmenter.retrain:
+    if study.retrains:
         filling = study.filling_stage(method, seed)
         study.per_image("predictions", filling, method, seed, predict_work(study, first), study.keys.pseudo_ids)
         second = study.retrained_stage(method, seed)
@@ -31,11 +32,24 @@ def segment(study: Study, method: str, seed: int) -> None:
             if not study.store.has_mask(ids).any():
                 continue  # segmented for the test server; nobody here can score it
             rows = segmentation_rows(study, stage, method, seed, split)
+            warn_of_weights(study, rows)
             study.rows += rows
             study.tracker.log(score_metrics(rows), child=child)
             if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
                 label = study.label(last.name, method, seed)
-                study.warnings.append(f"{label} finds no object in {split}: it predicts background, or always the wrong class")
+                study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")
+
+
+def warn_of_weights(study: Study, rows: list[dict[str, Any]]) -> None:
+    """A segmenter that starts from weights trained on masks is no weakly supervised one; that is said, not only recorded."""
+    protocol = rows[0]["protocol"]
+    text = {
+        "masks": "were trained on segmentation masks: these scores are not weakly supervised",
+        "unknown": "are a file that does not say what it was trained on; --segmenter.weights-from does",
+    }.get(protocol.get("initial_weights_trained_on", ""))
+    warning = f"The segmenter's initial weights ({protocol.get('initial_weights')}) {text}."
+    if text and warning not in study.warnings:
+        study.warnings.append(warning)
 
 
 def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> Any:
@@ -49,10 +63,11 @@ def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> A
         cache=e.data.cache,
         ids=tuple(i for i in study.keys.pseudo_ids if i in have),
         labels=masks.folder,
-        config=e.segmenter,
+        config=absolute_weights(e.segmenter),
         seed=seed,
         num_classes=len(study.store.info.classes) + 1,
         fill=fill,
+        stage="segmenter" if fill is None else "retrained",
     )
 
 

@@ -35,13 +35,18 @@ def mask_rows(study: Study, records: Stage, method: str, seed: int) -> Rows:
     refine = study.experiment.refine
     fixed = None if refine.method == "affinitynet" else Threshold(refine.mask_background, "fixed")
     crf = f"label CRF, {refine.label_crf.iterations} iterations" if refine.method == "crf" else None
-    return counted_rows(study, records, "mask", method, seed, threshold=fixed, crf=crf, refinement=refine.method)
+    facts = refinement_facts(study, method, seed)
+    return counted_rows(study, records, "mask", method, seed, threshold=fixed, crf=crf, **facts)
 
 
 def segmentation_rows(study: Study, records: Stage, method: str, seed: int, split: str) -> Rows:
     """Scores of what the last segmenter predicts. No class label of the split is used."""
-    e = study.experiment
+    e, keys = study.experiment, study.keys
     segmenter = e.segmenter.resolved()
+    # Class labels of scored pictures that no classifier was trained on, but that pseudo-labels were made from: nobody has those.
+    oracle = bool((set(keys.pseudo_ids) & set(keys.segmented_ids[split])) - set(keys.train_ids))
+    facts = refinement_facts(study, method, seed)
+    facts["from_scratch"] = facts["from_scratch"] and segmenter.weights == "none"
     return counted_rows(
         study,
         records,
@@ -50,15 +55,14 @@ def segmentation_rows(study: Study, records: Stage, method: str, seed: int, spli
         seed,
         split=split,
         crf=None if segmenter.crf == "none" else f"{segmenter.crf} (segmentation)",
-        refinement=e.refine.method,
-        retrained=segmenter.retrain,
+        retrained=study.retrains,
+        **facts,
         segmenter=segmenter.model,
         **segmenter_facts(study, method, seed),
         weights_of_maps=initial_weights(study),
         scales=[float(s) for s in segmenter.test_scales],
         flip=segmenter.test_flip,
-        from_scratch=segmenter.weights == "none",
-        labels={"source": label_source(study), "oracle": False},
+        labels={"source": "+".join(study.store.label_sources(study.keys.pseudo_ids)), "oracle": oracle},
     )
 
 
@@ -131,6 +135,17 @@ def initial_weights(study: Study) -> str:
     if weights in ("imagenet", "none"):
         return weights
     return f"{Path(weights).name} ({study.experiment.classifier.to_dict(only_key=True)['weights']})"
+
+
+def refinement_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
+    """How the pseudo-labels were refined, with what initial weights of its network, and whether saliency maps had a say."""
+    e = study.experiment
+    out: dict[str, Any] = {"refinement": e.refine.method, "saliency": bool(e.refine.saliency)}
+    scratch = e.classifier.weights == "none" and e.refine.network_weights in ("", "none", "classifier")
+    if e.refine.has_network:
+        log = read_log(study.affinity_stage(method, seed).folder)
+        out["refinement_weights"] = next((entry["facts"].get("initial_weights", "") for entry in log if "facts" in entry), "")
+    return out | {"from_scratch": scratch}
 
 
 def segmenter_facts(study: Study, method: str, seed: int) -> dict[str, Any]:

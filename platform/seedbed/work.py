@@ -22,12 +22,10 @@ Record = dict[str, Any]
 
 def load_classifier(folder: Path, network: str, num_classes: int, device: str) -> Any:
     """The network of a finished classifier stage, for inference: batch-norm statistics fixed, on its device."""
-    import torch
-
     from seedbed.models import build_network
 
     model: Any = build_network(network, num_classes)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_from(folder).items()})
+    model.load_state_dict(weights_from(folder))
     model.freeze_statistics(True)
     return model.eval().to(device)
 

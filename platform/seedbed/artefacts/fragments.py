@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -83,6 +84,7 @@ class Fragments:
         self._where: dict[str, tuple[int, int, int]] = {}
         self.hashes: dict[str, str] = {}
         self._open: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
+        self._lock = threading.Lock()  # threads that read ahead share the open files
         for path in sorted(folder.glob("*.arrow")):
             self._index(path)
 
@@ -115,14 +117,15 @@ class Fragments:
 
     def batch_of(self, ident: str) -> tuple[pa.RecordBatch, int]:
         number, b, row = self._where[ident]
-        reader = self._open.get(number)
-        if reader is None:
-            reader = self._open[number] = pa.ipc.open_file(pa.memory_map(str(self._files[number])))
-            if len(self._open) > self.OPEN:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(number)
-        return reader.get_batch(b), row
+        with self._lock:
+            reader = self._open.get(number)
+            if reader is None:
+                reader = self._open[number] = pa.ipc.open_file(pa.memory_map(str(self._files[number])))
+                if len(self._open) > self.OPEN:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(number)
+            return reader.get_batch(b), row
 
     def __getitem__(self, ident: str) -> dict[str, Any]:
         if ident not in self._where:

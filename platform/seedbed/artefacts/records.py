@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ import pyarrow as pa
 from seedbed.artefacts.fragments import Fragments, column, stage_schema
 from seedbed.artefacts.stage import find_stages
 from seedbed.types import Maps, Prediction, PseudoLabel, Seeds, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAPS = stage_schema(
     column("height", pa.int32()),
@@ -214,10 +217,12 @@ def weights_record(name: str, array: np.ndarray, dtype: str) -> dict[str, Any]:
     return {"id": name, "dtype": dtype, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
 
 
-def weights_from(folder: Path) -> dict[str, np.ndarray]:
-    """Name -> array of a finished training's artefact, copies that may be written to."""
-    records = Fragments(folder)
-    return {r["id"]: np.frombuffer(r["data"], np.dtype(r["dtype"])).reshape(r["shape"]).copy() for r in records}
+def weights_from(folder: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a finished training's artefact: a state dictionary."""
+    import torch
+
+    arrays = {r["id"]: np.frombuffer(r["data"], np.dtype(r["dtype"])).reshape(r["shape"]) for r in Fragments(folder)}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 Value = TypeVar("Value")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedbed.artefacts.records import weights_from
 from seedbed.data.transforms import normalise
 from seedbed.models.affinity import AffinityNet
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.crf import with_background
-from seedbed.refine.irn import weights_from
 from seedbed.refine.random_walk import affinitynet_affinity, walk
 
 

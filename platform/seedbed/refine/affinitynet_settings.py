@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from seedbed.classifier.settings import file_digest
-from seedbed.config import Settings, bounded, digest, nested, setting
+from seedbed.config import Settings, bounded, digest, nested
 from seedbed.data.jitter import ColorJitter
 from seedbed.loop import Pace
 from seedbed.types import UserError
 
-WALK = ("alpha", "beta", "squarings", "walk_radius", "preset")
+WALK = ("alpha", "beta", "squarings", "walk_radius")
 """Settings that the trained network does not depend on."""
 
 
@@ -21,13 +20,6 @@ WALK = ("alpha", "beta", "squarings", "walk_radius", "preset")
 class AffinityConfig(Settings):
     """AffinityNet and its walk. Defaults are the official code of SEAM and HFPL, for VOC 2012 and COCO 2014."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "seam": {"lr": 0.01, "alpha": 6.0, "squarings": 6},
-        "psa": {"lr": 0.1, "alpha": 16.0, "squarings": 8},
-    }
-
-    preset: Literal["seam", "psa"] = setting("seam", key=False)
-    """Whose learning rate, background exponent and length of the walk: those of SEAM and HFPL, or PSA's."""
     backbone: Literal["resnet38", "resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet38"
     """Network below the four layers. PSA, SEAM, HFPL: resnet38; resnet50 needs no file of weights; small: for made pictures."""
     weights: str = "imagenet"

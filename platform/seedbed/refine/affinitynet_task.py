@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.artefacts import Fragments
+from seedbed.artefacts.records import weights_from
 from seedbed.config import digest
 from seedbed.data.transforms import generator, normalise
 from seedbed.loop import share
@@ -20,7 +21,6 @@ from seedbed.models.weights import load_weights
 from seedbed.optim import Optimizer, PolySGD
 from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, reduced_labels
 from seedbed.refine.affinitynet_settings import AffinityConfig
-from seedbed.refine.irn import weights_from
 from seedbed.refine.labelled_pictures import LabelledPictures, window
 from seedbed.types import StepOutput, UserError
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seedbed.artefacts import Fragments
+from seedbed.artefacts.records import weights_from
 from seedbed.data.transforms import normalise
 from seedbed.models.irn import STRIDE, IrnNet
 from seedbed.refine.irn_settings import IrnConfig, IrnWalk
@@ -62,10 +62,3 @@ def load_irn(folder: Path, config: IrnConfig, device: str) -> IrnNet:
     model = IrnNet(config.backbone)
     model.load_state_dict(weights_from(folder))
     return model.eval().to(device)
-
-
-def weights_from(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of an artefact of weights by its name."""
-    records = Fragments(folder)
-    arrays = {r["id"]: np.frombuffer(r["data"], np.dtype(r["dtype"])).reshape(r["shape"]) for r in records}
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

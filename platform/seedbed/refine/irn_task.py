@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import seeds_from
+from seedbed.artefacts.records import seeds_from, weights_from
 from seedbed.classifier.task import top_left
 from seedbed.config import digest
 from seedbed.data.store import Store, open_store
@@ -24,7 +24,6 @@ from seedbed.loop.ahead import ahead
 from seedbed.models.irn import STRIDE, IrnNet
 from seedbed.models.weights import load_weights
 from seedbed.optim import Optimizer, PolySGD
-from seedbed.refine.irn import weights_from
 from seedbed.refine.irn_losses import irn_losses
 from seedbed.refine.irn_settings import IrnConfig, IrnWalk
 from seedbed.types import IGNORE, StepOutput, UserError

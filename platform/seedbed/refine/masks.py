@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from seedbed.artefacts.records import weights_from
 from seedbed.methods.maps import high_res, strided_cam
 from seedbed.refine import pseudo_labels
 from seedbed.refine.settings import RefineConfig
@@ -30,13 +29,9 @@ def load_network(settings: RefineConfig, folder: Path, device: str) -> Any:
         from seedbed.refine.affinitynet import load_affinitynet
 
         return load_affinitynet(folder, settings.affinitynet, device)
-    import torch
+    from seedbed.refine.irn import load_irn
 
-    from seedbed.models.irn import IrnNet
-
-    model = IrnNet(settings.irn.backbone)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights_from(folder).items()})
-    return model.eval().to(device)
+    return load_irn(folder, settings.irn, device)
 
 
 def _labels(settings: RefineConfig, scores_nhw: np.ndarray, maps: Maps, mask: np.ndarray) -> np.ndarray:

@@ -62,4 +62,5 @@ def shares(mask_hw: np.ndarray, labels_hw: np.ndarray, seed_hw: np.ndarray) -> t
     """Shares of the pixels: labelled object, labelled background, ignored; and those that the mask has otherwise than the seed."""
     ignored = float((labels_hw == IGNORE).mean())
     background = float((labels_hw == 0).mean())
-    return 1.0 - ignored - background, background, ignored, float((mask_hw != seed_hw).mean())
+    objects = float(((labels_hw != 0) & (labels_hw != IGNORE)).mean())
+    return objects, background, ignored, float((mask_hw != seed_hw).mean())

@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 
 def saliency_path(folder: Path, image_id: str) -> Path:
     """The map of a picture; UserError naming the id where there is none."""
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *(s.upper() for s in SUFFIXES)):
         path = folder / f"{image_id}{suffix}"
         if path.is_file():
             return path
@@ -80,5 +80,6 @@ def _read(path: Path) -> np.ndarray:
     low, top = float(array.min()), float(array.max())
     if low < 0:
         raise UserError(f"{path.name} has negative values", file=path, field="--refine.saliency", remedy="give salience from 0 up")
-    full = 1.0 if array.dtype == bool or top <= 1 else 255.0 if top <= 255 else 65535.0
+    sixteen = array.dtype == np.uint16 or top > 255  # Pillow reads 16-bit pictures as such; other whole numbers by what they hold
+    full = 1.0 if array.dtype == bool or top <= 1 else 65535.0 if sixteen else 255.0
     return (array.astype(np.float64) / full).astype(np.float32)

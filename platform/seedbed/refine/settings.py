@@ -12,6 +12,9 @@ from seedbed.refine.crf import LabelCrfConfig, ScoreCrfConfig
 from seedbed.refine.irn_settings import IrnConfig
 from seedbed.types import UserError
 
+_RIB = {"confident_foreground": 0.35, "confident_background": 0.17, "power": 1.3, "mask_background": 0.27, "irn.walk.pad": 512}
+_SEAM = {"alpha_low": 4.0, "alpha_high": 24.0, "affinitynet.lr": 0.01, "affinitynet.alpha": 6.0, "affinitynet.squarings": 6}
+
 
 @dataclass(frozen=True)
 class RefineConfig(Settings):
@@ -19,13 +22,17 @@ class RefineConfig(Settings):
     network is trained on (confident-*), the mask that is scored (mask-background), labels that the segmenter is trained on (ignore-*)."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "rib": {"confident_foreground": 0.35, "confident_background": 0.17, "power": 1.3, "mask_background": 0.27},
-        "irn": {"confident_foreground": 0.30, "confident_background": 0.05, "power": 1.0, "mask_background": 0.25},
-        "rib_coco": {"confident_foreground": 0.35, "confident_background": 0.17, "power": 1.3, "mask_background": 0.22},
+        "rib": {**_RIB, **_SEAM},
+        "rib_coco": {**_RIB, **_SEAM, "mask_background": 0.22, "irn.walk.pad": 0},
+        "irn": {**_RIB, **_SEAM, "confident_foreground": 0.30, "confident_background": 0.05, "power": 1.0, "mask_background": 0.25},
+        "psa": {**_RIB, **_SEAM, "alpha_high": 32.0, "affinitynet.lr": 0.1, "affinitynet.alpha": 16.0, "affinitynet.squarings": 8},
+        "seam": {**_RIB, **_SEAM},
+        "hfpl": {**_RIB, **_SEAM, "alpha_low": 1.0},
     }
 
-    preset: Literal["rib", "irn", "rib_coco"] = setting("rib", key=False)
-    """Whose confidence thresholds, power and background score: RIB's, IRN's, RIB's for COCO."""
+    preset: Literal["rib", "rib_coco", "irn", "psa", "seam", "hfpl"] = setting("rib", key=False)
+    """Whose thresholds, alphas and walk: RIB's, RIB's for COCO, IRN's; PSA's, SEAM's, HFPL's (of AffinityNet). It does not choose
+    the method."""
     method: Literal["irn", "affinitynet", "crf", "none"] = "irn"
     """irn: network of class boundaries and random walk (RIB, IRN); affinitynet: PSA's, as SEAM and HFPL have it; crf: dense CRF on the
     maps; none: the maps as they are."""
@@ -59,6 +66,11 @@ class RefineConfig(Settings):
     score_crf: ScoreCrfConfig = nested(ScoreCrfConfig)
     irn: IrnConfig = nested(IrnConfig)
     affinitynet: AffinityConfig = nested(AffinityConfig)
+
+    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
+        """In the key saliency stands as a fact; a stage's key has the content of the maps that it looks at."""
+        out = super().to_dict(only_key=only_key)
+        return {**out, "saliency": bool(self.saliency)} if only_key else out
 
     @property
     def has_network(self) -> bool:

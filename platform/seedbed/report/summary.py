@@ -212,6 +212,10 @@ def short_protocol(record: Mapping[str, Any], *, network: bool = True) -> str:
         parts.append(f"absent classes {record['absent_classes']}{counted}")
     if network:
         parts.append(f"weights {weights_name(record)}")
+        if record.get("initial_weights_trained_on") in ("masks", "unknown"):
+            parts.append(f"those trained on {str(record['initial_weights_trained_on']).upper()}")
+        if record.get("saliency"):
+            parts.append("saliency maps used")
         if record.get("crf") not in (None, False, "none", ""):
             parts.append(f"CRF {record['crf']}")
     if (record.get("labels") or {}).get("oracle"):
