@@ -34,7 +34,8 @@ def columns(run: Path, ident: str) -> dict[str, Any]:
         content = next((records[ident][column] for records in found(stage, method) if ident in records), None)
         return painted(pixels, np.zeros(pixels.shape[:2], np.uint8) if content is None else decode_png(content), palette)
 
-    maps = {m: np.asarray(high_res(maps_from(found("maps", m)[0][ident]))).max(0) for m in ("cam", "rib")}
+    records_of = {m: next(records for records in found("maps", m) if ident in records) for m in ("cam", "rib")}
+    maps = {m: np.asarray(high_res(maps_from(records[ident]))).max(0) for m, records in records_of.items()}
     truth = sample.mask("class")
     assert truth is not None
     return {
@@ -65,11 +66,11 @@ def main() -> None:
     rows = [columns(args.run, ident) for ident in ids]
     size = (1.45 * len(rows[0]), 1.5 * len(rows))
     figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         for axis, (caption, image) in zip(line, row.items(), strict=True):
             axis.imshow(image)
             axis.set_axis_off()
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(caption, fontsize=9)
     figure.savefig(args.out, dpi=90)
 

@@ -15,6 +15,7 @@ from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, pair_
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.crf import with_background
 from seedbed.refine.random_walk import affinitynet_affinity, affinitynet_radius, walk
+from seedbed.refine.settings import RefineConfig
 from seedbed.types import IGNORE, UserError
 
 # --- golden numbers ----------------------------------------------------------------------------------
@@ -211,11 +212,12 @@ def test_defaults_are_the_official_values() -> None:
     )
     assert (c.alpha, c.beta, c.steps, c.walk_radius, c.lr_new_factor) == (6, 8, 64, 5, 10)
     assert (c.resolved().trained, c.resolved().batch_norm) == ("stage3", "fixed")
-    psa = AffinityConfig.named("psa")
+    psa = RefineConfig.named("psa").affinitynet
     psa.check()
     assert (psa.alpha, psa.steps, psa.lr) == (16, 256, 0.1)
     assert 10582 // c.batch * c.epochs == 10576
     assert c.replace(beta=5.0).training_key() == c.training_key() != c.replace(radius=4).training_key()
+    assert RefineConfig.named("psa").alpha_high == 32 and RefineConfig.named("hfpl").alpha_low == 1
 
 
 def test_settings_that_cannot_work() -> None:

@@ -135,7 +135,9 @@ def test_settings_out_of_range(changes: dict[str, Any], flag: str) -> None:
 def test_inference_settings_do_not_train_again() -> None:
     base, other = SegmenterConfig(), SegmenterConfig(test_flip=True, crf="none", test_scales=(1.0, 0.5))
     assert base.training_dict() == other.training_dict() and base.key() != other.key()
-    assert set(base.training_dict()) | set(base.inference_dict()) == set(base.to_dict(only_key=True))
+    assert set(base.training_dict()) | set(base.inference_dict()) | {"retrain", "weights_from"} == set(base.to_dict(only_key=True))
+    assert SegmenterConfig(weights_from="masks").training_dict() == base.training_dict(), "a word for the record trains nothing"
+    assert SegmenterConfig(stride="3x3").training_dict() == base.training_dict(), "what auto means already"
     assert SegmenterConfig(log_every=3, prefetch=2, checkpoint_every=7).key() == base.key()
 
 
