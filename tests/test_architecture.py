@@ -38,6 +38,7 @@ LAYERS = (
         "stage_rows",
         "refining",
         "segmenting",
+        "trainings",
         "stages",
         "results",
         "local",

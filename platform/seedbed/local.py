@@ -33,6 +33,8 @@ class Executor(Protocol):
     """Who does the work: this process, or actors and workers of a Ray cluster. Nothing below the pipeline knows which."""
 
     device: str
+    trainings: int
+    """How many trainings there is room for at once; with more than one, `train` is called from several threads."""
 
     def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
         """Records of the ids that have none yet, committed to the stage; returns how many were computed."""
@@ -100,6 +102,8 @@ def local_device(wanted: str) -> str:
 
 class LocalExecutor:
     """Everything in this process, one picture after the other."""
+
+    trainings = 1
 
     def __init__(self, *, device: str, threads: int, workers: int, commit_every: int) -> None:
         self.device, self.threads, self.workers, self.commit_every = device, threads, workers, commit_every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from seedbed.label_work import ConfidenceWork, CrfWork, MaskWork, ScoreWork
 from seedbed.pipeline import absolute_weights
 from seedbed.seeds import Threshold
 from seedbed.stage_rows import crf_rows, mask_rows, score_metrics
+from seedbed.trainings import Training, train_all
 
 if TYPE_CHECKING:
     from seedbed.stages import Study
@@ -27,33 +29,50 @@ def crf_seeds(study: Study, method: str, seed: int, threshold: Threshold) -> Non
         study.tracker.log(score_metrics(rows), child=child)
 
 
-def refine(study: Study, method: str, seed: int) -> None:
+def refine(study: Study, method: str) -> None:
     """Pseudo-labels of every mapped picture, and the scores of those that are scored."""
+    if study.experiment.refine.has_network:
+        for seed in study.seeds:
+            confidence_labels(study, method, seed)
+        train_all(
+            study,
+            [
+                Training("affinity", study.affinity_stage(method, s), partial(affinity_task, study, method, s), method, s)
+                for s in study.seeds
+            ],
+        )
+    for seed in study.seeds:
+        make_masks(study, method, seed)
+        score_masks(study, method, seed)
+
+
+def confidence_labels(study: Study, method: str, seed: int) -> None:
+    """What the refinement's network is trained on."""
     e, maps = study.experiment, study.maps_stage(method, seed)
     have = maps.records()
-    network = None
-    if e.refine.has_network:
-        confidence = study.confidence_stage(method, seed)
-        label = ConfidenceWork(study.address, e.data.cache, maps.folder, e.refine)
-        study.per_image("confidence", confidence, method, seed, label, [i for i in study.keys.pseudo_ids if i in have])
-        affinity = study.affinity_stage(method, seed)
-        study.train("affinity", affinity, lambda: affinity_task(study, method, seed), method, seed)
-        network = affinity.folder
-    stage = study.masks_stage(method, seed)
+    work = ConfidenceWork(study.address, e.data.cache, maps.folder, e.refine)
+    ids = [i for i in study.keys.pseudo_ids if i in have]
+    study.per_image("confidence", study.confidence_stage(method, seed), method, seed, work, ids)
+
+
+def make_masks(study: Study, method: str, seed: int) -> None:
+    """The pseudo-labels, by the maps and, where there is one, the refinement's network."""
+    e, maps = study.experiment, study.maps_stage(method, seed)
+    have = maps.records()
     trained, scored = study.keys.pseudo_ids, study.keys.score_ids
     settings = e.refine.replace(saliency=str(Path(e.refine.saliency).absolute())) if e.refine.saliency else e.refine
     work = MaskWork(
         store=study.address,
         cache=e.data.cache,
         maps=maps.folder,
-        network=network,
+        network=study.affinity_stage(method, seed).folder if e.refine.has_network else None,
         settings=settings,
         only_scored=frozenset(scored) - frozenset(trained),
         device=study.executor.device,
         threads=e.run.threads,
     )
-    study.per_image("masks", stage, method, seed, work, [i for i in dict.fromkeys([*trained, *scored]) if i in have])
-    score_masks(study, method, seed)
+    ids = [i for i in dict.fromkeys([*trained, *scored]) if i in have]
+    study.per_image("masks", study.masks_stage(method, seed), method, seed, work, ids)
 
 
 def affinity_task(study: Study, method: str, seed: int) -> Any:

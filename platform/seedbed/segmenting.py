@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,35 +10,45 @@ from seedbed.artefacts import Stage
 from seedbed.label_work import Counted
 from seedbed.pipeline import absolute_weights
 from seedbed.stage_rows import score_metrics, segmentation_rows
+from seedbed.trainings import Training, train_all
 
 if TYPE_CHECKING:
     from seedbed.stages import Study
 
 
-def segment(study: Study, method: str, seed: int) -> None:
+def segment(study: Study, method: str) -> None:
     """Trains on the pseudo-labels, once more on filled ones where that is asked for, and scores what the last network predicts."""
-    e = study.experiment
-    first = study.segmenter_stage(method, seed)
-    study.train("segmenter", first, lambda: segmenter_task(study, method, seed, None), method, seed)
+    train_all(study, [_training(study, "segmenter", study.segmenter_stage(method, s), method, s, None) for s in study.seeds])
     if study.retrains:
-        filling = study.filling_stage(method, seed)
-        study.per_image("predictions", filling, method, seed, predict_work(study, first), study.keys.pseudo_ids)
-        second = study.retrained_stage(method, seed)
-        study.train("retrained", second, lambda: segmenter_task(study, method, seed, filling.folder), method, seed)
-    last = study.final_segmenter(method, seed)
-    for split, ids in study.keys.segmented_ids.items():
-        stage = study.predictions_stage(method, seed, split)
-        work = Counted(predict_work(study, last), study.address, e.data.cache, e.scoring.tolerance)
-        with study.per_image("predictions", stage, method, seed, work, ids, keep_open=True) as child:
-            if not study.store.has_mask(ids).any():
-                continue  # segmented for the test server; nobody here can score it
-            rows = segmentation_rows(study, stage, method, seed, split)
-            warn_of_weights(study, rows)
-            study.rows += rows
-            study.tracker.log(score_metrics(rows), child=child)
-            if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
-                label = study.label(last.name, method, seed)
-                study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")
+        for seed in study.seeds:
+            work = predict_work(study, study.segmenter_stage(method, seed))
+            study.per_image("predictions", study.filling_stage(method, seed), method, seed, work, study.keys.pseudo_ids)
+        second = [(study.retrained_stage(method, s), study.filling_stage(method, s).folder, s) for s in study.seeds]
+        train_all(study, [_training(study, "retrained", stage, method, s, filling) for stage, filling, s in second])
+    for seed in study.seeds:
+        for split, ids in study.keys.segmented_ids.items():
+            predict(study, method, seed, split, ids)
+
+
+def _training(study: Study, name: str, stage: Stage, method: str, seed: int, fill: Path | None) -> Training:
+    return Training(name, stage, partial(segmenter_task, study, method, seed, fill), method, seed)
+
+
+def predict(study: Study, method: str, seed: int, split: str, ids: list[str]) -> None:
+    """The last segmenter's predictions of a split, and rows `segmentation` where it has masks."""
+    e, last = study.experiment, study.final_segmenter(method, seed)
+    stage = study.predictions_stage(method, seed, split)
+    work = Counted(predict_work(study, last), study.address, e.data.cache, e.scoring.tolerance)
+    with study.per_image("predictions", stage, method, seed, work, ids, keep_open=True) as child:
+        if not study.store.has_mask(ids).any():
+            return  # segmented for the test server; nobody here can score it
+        rows = segmentation_rows(study, stage, method, seed, split)
+        warn_of_weights(study, rows)
+        study.rows += rows
+        study.tracker.log(score_metrics(rows), child=child)
+        if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
+            label = study.label(last.name, method, seed)
+            study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")
 
 
 def warn_of_weights(study: Study, rows: list[dict[str, Any]]) -> None:

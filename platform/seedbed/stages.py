@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from seedbed import progress, provenance
 from seedbed.artefacts import Stage
-from seedbed.artefacts.records import unpack, weights_record
+from seedbed.artefacts.records import unpack
 from seedbed.checks import check
 from seedbed.data import Store
 from seedbed.keys import BASELINES, Keys
 from seedbed.local import Executor, ImageWork, Tracker
-from seedbed.loop import read_log
 from seedbed.pipeline import Experiment, classifier_task, method_settings
 from seedbed.plan import Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
 from seedbed.stage_rows import score_metrics, seed_rows
+from seedbed.trainings import Training, train_all
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
 
@@ -67,8 +68,7 @@ class Study(Plan):
         tags = {"seedbed.kind": "study", "seedbed.key": e.key(), "seedbed.method": e.method, "seedbed.seed": str(e.seed)}
         tracker.start(e.name, name, e.flat(), tags)
         try:
-            for seed in self.seeds:
-                self.repetition(seed)
+            self.walk()
             result = results.conclude(self, began)
             status = "FINISHED"
             return result
@@ -83,70 +83,33 @@ class Study(Plan):
                 results.write_run_record(self, began, status, failure)
             tracker.end(status)
 
-    def repetition(self, seed: int) -> None:
-        """One repetition: a classifier, for each method its maps, threshold and seeds; then the study's method to its segmenter."""
+    def walk(self) -> None:
+        """The way of all repetitions, stage by stage: what they train is trained side by side."""
         from seedbed import refining, segmenting
 
-        self.train_classifier(seed)
-        for method in self.methods:
-            self.localise(method, seed)
-            if self.reaches("seed"):
-                threshold = self.choose_threshold(method, seed)
-                self.make_seeds(method, seed, threshold)
-                if self.reaches("mask") and self.experiment.refine.crf_seeds:
-                    refining.crf_seeds(self, method, seed, threshold)
+        train_all(self, [Training("classifier", self.classifier_stage(s), partial(self.task, s), None, s) for s in self.seeds])
+        for seed in self.seeds:
+            for method in self.methods:
+                self.localise(method, seed)
+                if self.reaches("seed"):
+                    threshold = self.choose_threshold(method, seed)
+                    self.make_seeds(method, seed, threshold)
+                    if self.reaches("mask") and self.experiment.refine.crf_seeds:
+                        refining.crf_seeds(self, method, seed, threshold)
         if self.reaches("mask"):
-            refining.refine(self, self.experiment.method, seed)
+            refining.refine(self, self.experiment.method)
         if self.reaches("segmentation"):
-            segmenting.segment(self, self.experiment.method, seed)
-        if self.reaches("seed") and seed == self.experiment.seed:
+            segmenting.segment(self, self.experiment.method)
+        if self.reaches("seed"):
             for method in BASELINES:
-                self.make_seeds(method, seed, None)
-
-    def train_classifier(self, seed: int) -> None:
-        self.train("classifier", self.classifier_stage(seed), lambda: self.task(seed), None, seed)
+                self.make_seeds(method, self.experiment.seed, None)
 
     def task(self, seed: int) -> Any:
         return classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
 
-    def train(self, name: str, stage: Stage, task: Callable[[], Any], method: str | None, seed: int) -> None:
-        """A network's training: found, gone on with, or begun; its log goes to the tracker."""
-        with self.recorded(name, stage, method, seed) as child:
-            if stage.manifest is None:
-                self._train(self.label(name, method and method.upper(), seed), stage, task())
-            for entry in read_log(stage.folder):
-                self.tracker.log(log_metrics(entry), step=int(entry.get("step", 0)), child=child)
-
     def label(self, name: str, method: str | None, seed: int) -> str:
         """A stage's name in terminal and summary."""
         return " ".join(str(part) for part in (name, method, seed if len(self.seeds) > 1 else None) if part is not None)
-
-    def _train(self, label: str, stage: Stage, task: Any) -> None:
-        import torch
-
-        began = time.perf_counter()
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        task.open()
-        with self.progress.training(label, task.steps) as line:
-            self.executor.train(task, stage.folder, line.report)
-        weights = torch.load(stage.folder / "weights.pt", map_location="cpu", weights_only=True)
-        entries = read_log(stage.folder)
-        if hasattr(task, "finished"):  # what is measured after the last step and belongs to the weights
-            weights = task.finished(weights, entries)
-        with stage.writer() as writer:
-            for name in sorted(weights):
-                array = weights[name].detach().contiguous().numpy()
-                writer.add(weights_record(name, array, array.dtype.str))
-        for entry in entries:
-            if "set_aside" in entry:
-                stage.set_aside(entry["set_aside"]["id"], entry["set_aside"]["reason"])
-        figures = {name: value for entry in entries for name, value in entry.items() if name.startswith("val/")}
-        if figures:
-            split = self.experiment.classifier.validation_split
-            figures |= {"split": split, "images": len(self.experiment.data.select(self.store, split)[0])}
-        stage.finish(computed=len(weights), seconds=time.perf_counter() - began, summary={"validation": figures, "steps": task.steps})
-        for leftover in ("weights.pt", "checkpoint.pt", "checkpoint.damaged", ".training"):
-            (stage.folder / leftover).unlink(missing_ok=True)
 
     def localise(self, method: str, seed: int) -> None:
         e = self.experiment
@@ -247,30 +210,32 @@ class Study(Plan):
     @contextmanager
     def recorded(self, name: str, stage: Stage, method: str | None, seed: int) -> Iterator[str]:
         """A child run in the tracker and a line in the summary; a whole artefact is marked as found."""
+        child = self.begin(name, stage, method, seed)
+        try:
+            yield child
+        except BaseException as error:
+            self.failed(child, error)
+            raise
+        self.finished(child, name, stage, method, seed)
+
+    def begin(self, name: str, stage: Stage, method: str | None, seed: int) -> str:
+        """Begins the stage's child run, whose name in the tracker is returned."""
         if stage.manifest is not None and not any(s.key == stage.key for s in self.summaries):
             stage.found()
         tags = {"seedbed.kind": "stage", "seedbed.stage": name, "seedbed.key": stage.key, "seedbed.seed": str(seed)}
         if method is not None:
             tags["seedbed.method"] = method
-        child = self.tracker.stage(f"{name} {method or ''} {seed}".replace("  ", " "), tags)
-        try:
-            yield child
-        except BaseException as error:
-            self.tracker.end_stage(child, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
+        return self.tracker.stage(f"{name} {method or ''} {seed}".replace("  ", " "), tags)
+
+    def failed(self, child: str, error: BaseException) -> None:
+        self.tracker.end_stage(child, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def finished(self, child: str, name: str, stage: Stage, method: str | None, seed: int) -> None:
+        """Ends the child run; the summary gets a line for the stage."""
         manifest = stage.manifest
         assert manifest is not None
-        label = self.label(name, method, seed)
         if not any(s.key == stage.key for s in self.summaries):
             figures = {k: manifest[k] for k in ("key", "count", "computed", "seconds", "set_aside", "digest")}
-            self.summaries.append(StageSummary(name=label, **figures))
+            self.summaries.append(StageSummary(name=self.label(name, method, seed), **figures))
         self.tracker.log({"records": manifest["count"], "computed": manifest["computed"], "seconds": manifest["seconds"]}, child=child)
         self.tracker.end_stage(child)
-
-
-def log_metrics(entry: dict[str, Any]) -> dict[str, float]:
-    """A log line as MLflow metrics: train/<loss term>, train/lr, val/mAP."""
-    out = {f"train/{name}": float(value) for name, value in (entry.get("terms") or {}).items()}
-    if "lr" in entry:
-        out["train/lr"] = float(entry["lr"])
-    return out | {name: float(value) for name, value in entry.items() if name.startswith("val/") and isinstance(value, int | float)}

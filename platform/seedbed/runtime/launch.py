@@ -23,6 +23,9 @@ class RayExecutor:
     def __init__(self, settings: RunConfig, cluster: Cluster) -> None:
         self.settings, self.cluster = settings, cluster
         self.device = cluster.device
+        # As wide as the per-image work: what its actors are given is room for as many workers.
+        room = settings.actors if self.device == "cpu" else int(settings.actors * cluster.gpus_per_actor)
+        self.trainings = max(1, room // settings.workers)
         self.driver = LocalExecutor(device="cpu", threads=settings.threads, workers=1, commit_every=settings.commit_every)
 
     def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
