@@ -46,6 +46,8 @@ def train_all(study: Study, trainings: Iterable[Training]) -> None:
                 running[training.stage.key] = training, child
                 _start(study, training, ended)
             training, error = ended.get()
+            if isinstance(error, KeyboardInterrupt):
+                raise error
             _, child = running.pop(training.stage.key)
             if error is not None:
                 failure = failure or error
@@ -63,14 +65,14 @@ def train_all(study: Study, trainings: Iterable[Training]) -> None:
 
 
 def _start(study: Study, training: Training, ended: SimpleQueue[tuple[Training, BaseException | None]]) -> None:
-    """In a thread of its own where several may run; at once where there is room for one, so that Ctrl-C meets the training itself."""
+    """In a thread of its own where several may run; at once where there is room for one, so that Ctrl-C stops it."""
 
     def work() -> None:
         try:
             if training.stage.manifest is None:
                 _train(study, training)
             ended.put((training, None))
-        except Exception as error:
+        except BaseException as error:
             ended.put((training, error))
 
     if study.executor.trainings == 1 or training.stage.manifest is not None:
