@@ -129,7 +129,8 @@ class ClassifierTask:
         if scales:
             scale = scales[int(generator(self.seed, "classifier", "scale", step).integers(len(scales)))]
             side = round(images.shape[-1] * scale)
-            images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+            if side != images.shape[-1]:
+                images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
         return Batch(images, torch.from_numpy(self.data.labels(ids)).float(), ids)
 
     def _readable(self, order: Sequence[str], row: int) -> tuple[str, np.ndarray]:

@@ -107,7 +107,7 @@ class TrainTransform(Settings):
         mirrored = self.flip and bool(rng.random() < 0.5)
         if self.brightness:
             factor = 1 + self.brightness * (2 * rng.random() - 1)
-            pixels = np.clip(np.rint(pixels * factor), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)[pixels]
         # Normalising comes last because it is the same for every pixel: what the crop leaves out need not be normalised.
         (rows, into_rows), (columns, into_columns) = (self._window(side, rng) for side in pixels.shape[:2])
         if mirrored:
