@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from seedbed.metrics.region import harmonic_mean
-from seedbed.papers import later_rows_of, rows, seed_rows_of, tables
+from seedbed.papers import class_rows_of, later_rows_of, rows, seed_rows_of, tables
 from seedbed.types import UserError
 
 SHARED = Path(os.environ.get("SEEDBED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -103,3 +103,17 @@ def test_rows_of_the_later_stages() -> None:
     assert segmented[("rib_table2", "val", "RIB")] == 68.3 and segmented[("rib_table3", "val", "RIB-Sal")] == 70.2
     assert {r["value"] for r in later_rows_of("MS COCO 2014", ["rib"], ["segmentation"])} == {43.8}
     assert later_rows_of("shapes", ["rib"], ["mask"]) == [] and later_rows_of("voc2012", ["rib"], ["seed"]) == []
+
+
+def test_single_classes_under_vocs_names() -> None:
+    """RIB's Tables 7 (seeds) and S2 (segmentations); the shortened names of the appendix are those of the devkit."""
+    boats = {
+        (r["table"], r["split"], r["method"]): r["value"]
+        for r in class_rows_of("voc2012", ["rib"], ["seed", "segmentation"])
+        if r["metric"] == "IoU:boat"
+    }
+    assert boats["rib_table7", "train", "RIB"] == 38.8 and boats["rib_tableS2", "val", "RIB"] == 64.9
+    val = {r["metric"] for r in class_rows_of("voc2012", ["rib"], ["segmentation"]) if r["split"] == "val" and r["method"] == "RIB"}
+    assert {"IoU:background", "IoU:aeroplane", "IoU:diningtable", "IoU:tvmonitor"} <= val and len(val) == 21
+    assert len({r["metric"] for r in class_rows_of("coco2014", ["rib"], ["segmentation"])}) == 81
+    assert class_rows_of("shapes", ["rib"], ["seed", "segmentation"]) == []

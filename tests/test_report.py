@@ -29,6 +29,7 @@ from seedbed.report import (
     pictures,
     published,
     reading,
+    sections,
     summary,
     write_report,
     write_tables,
@@ -514,3 +515,16 @@ def test_many_steps_are_thinned_to_first_last_and_some_between() -> None:
     maps = {"CAM": np.zeros((4, 4)), **{f"RIB k={k}": np.zeros((4, 4)) for k in range(20)}}
     kept = list(pictures._thinned(maps, 6))
     assert kept[0] == "CAM" and kept[1] == "RIB k=0" and kept[-1] == "RIB k=19" and len(kept) <= pictures.TILES - 3
+
+
+def test_printed_classes_stand_beside_ours() -> None:
+    row = {"table": "rib_tableS2", "split": "val", "method": "RIB", "stage": "segmentation", "metric": "IoU:cat", "value": 88.7}
+    other = {**row, "table": "rib_table7", "split": "train", "method": "IRN", "stage": "seed", "metric": "IoU:boat", "value": 35.3}
+    assert sections.printed_classes([row, other], "segmentation", "val") == {"RIB in Table S2": {"cat": 88.7}}
+    assert sections.printed_classes([row, other], "seed", "train") == {"IRN's CAM in Table 7": {"boat": 35.3}}
+    assert sections.printed_classes([row], "segmentation", "train") == {}
+    ours = next(r for r in score_rows(1) if r["metric"].startswith("IoU:cat"))
+    here = {**row, "split": ours["split"], "stage": ours["stage"]}
+    shown = next(t for t in sections._class_tables(made_study(rows=score_rows(1), paper_rows=[here])) if "J, RIB in Table S2" in t["heads"])
+    cells = {line[0]: line[-1] for line in shown["rows"]}
+    assert cells["cat"] == "88.7" and set(cells.values()) == {"88.7", ""}

@@ -89,6 +89,36 @@ def later_rows_of(dataset: str, methods: Sequence[str], stages: Sequence[str]) -
     return list(found.values())
 
 
+CLASS_TABLES = {"seed": ("rib_table7",), "segmentation": ("rib_tableS2_voc_per_class", "rib_tableS3_coco_per_class")}
+"""Scored stage -> the tables that print single classes of it."""
+
+SHORTENED = {
+    "bkg": "background",
+    "aero": "aeroplane",
+    "bike": "bicycle",
+    "table": "diningtable",
+    "motor": "motorbike",
+    "plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+"""Classes as RIB's appendix prints them -> as VOC names them."""
+
+
+def class_rows_of(dataset: str, methods: Sequence[str], stages: Sequence[str]) -> list[dict[str, Any]]:
+    """The papers' IoU of single classes, of these methods on this dataset (RIB's Tables 7, S2, S3), with VOC's own names of its classes."""
+    names = {name for method in methods for name in AS_PRINTED.get(method, ())}
+    names |= {f"{name}-Sal" for name in names}
+    found = []
+    for stage in stages:
+        for table in CLASS_TABLES.get(stage, ()):
+            for row in rows(table):
+                kind, _, name = row["metric"].partition(":")
+                if kind == "IoU" and row["method"] in names and _same(dataset, row["dataset"]):
+                    name = SHORTENED.get(name, name) if "VOC" in row["dataset"] else name
+                    found.append({**row, "metric": f"IoU:{name}", "stage": stage})
+    return found
+
+
 @cache
 def _read(table: str) -> tuple[dict[str, Any], ...]:
     with (_folder() / f"{table}.csv").open(encoding="utf-8", newline="") as text:

@@ -202,10 +202,11 @@ def strongest(cam_nhw: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def paper_rows(study: Study) -> list[dict[str, Any]]:
     """The papers' rows of the same dataset and stages, for the tables."""
-    from seedbed.papers import later_rows_of, seed_rows_of
+    from seedbed.papers import class_rows_of, later_rows_of, seed_rows_of
 
-    dataset, stages = study.store.info.dataset, {r["stage"] for r in study.rows}
-    return [*seed_rows_of(dataset, study.methods), *later_rows_of(dataset, study.methods, sorted(stages))]
+    dataset, stages = study.store.info.dataset, sorted({r["stage"] for r in study.rows})
+    later = [*later_rows_of(dataset, study.methods, stages), *class_rows_of(dataset, study.methods, stages)]
+    return [*seed_rows_of(dataset, study.methods), *later]
 
 
 def run_record(study: Study, began: float, status: str, failure: BaseException | None) -> dict[str, Any]:

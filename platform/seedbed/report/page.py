@@ -83,6 +83,7 @@ def _content(out: Path, study: StudyResult, drawn: Sequence[Mapping[str, Any]]) 
     panels = [shown(panel, study.classes, study.palette) for panel in study.panels[:PANELS]]
     groups = [group for group in sections.figure_groups(study, drawn) if group[3] or group[4]]
     runs = max((len(v.runs) for t in tables for r in t.rows for v in r.values.values()), default=0)
+    classes_of = sorted({str(r["table"]) for r in study.paper_rows if str(r.get("metric", "")).startswith("IoU:")})
     anchors = [("scores", "Scores"), *([("pictures", "Pictures")] if panels else []), *((g[0], g[1]) for g in groups)]
     anchors += [(s.lower(), s) for s in ("Stages", "Protocol", "Settings", "Provenance")]
     present = [m for m in summary.METRICS if any(m in r.values for t in tables for r in t.rows)]
@@ -93,7 +94,7 @@ def _content(out: Path, study: StudyResult, drawn: Sequence[Mapping[str, Any]]) 
         "warnings": reading.warnings(study), "notes": reading.notes(study), "sections": anchors,
         "tables": tables, "metrics": {m: summary.METRICS[m] for m in present}, "row_groups": ROW_GROUPS, "spread": runs if runs > 1 else 0,
         "repetitions": sections.repetitions, "color": color_variable,
-        "footnotes": list(dict.fromkeys(line for lines in doubts(papers).values() for line in lines)),
+        "footnotes": list(dict.fromkeys(line for lines in doubts(papers, classes_of).values() for line in lines)),
         "panels": panels, "columns": max((len(p.tiles) for p in panels), default=1), "hidden": max(0, len(study.panels) - PANELS),
         "marks": [(label, value, color_variable(method)) for label, value, method in summary.thresholds(study)],
         "any_void": any(p.void for p in panels),

@@ -109,9 +109,9 @@ def paper_rows(rows: Iterable[Mapping[str, Any]], dataset: str = "") -> list[Pap
     return sorted(gathered.values(), key=lambda row: row.method != "IRN")  # its seed is the plain CAM: first, as ours is
 
 
-def doubts(rows: Sequence[PaperRow]) -> dict[str, tuple[str, ...]]:
-    """Table -> footnotes, for the tables that are shown."""
-    shown = {t: t.split("_voc")[0].split("_coco")[0] for row in rows for t in row.tables}
+def doubts(rows: Sequence[PaperRow], others: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Table -> footnotes, for the tables that are shown: those of the rows, and `others`."""
+    shown = {t: t.split("_voc")[0].split("_coco")[0] for t in [*(t for row in rows for t in row.tables), *others]}
     found = {table: DOUBTS.get(key, ()) for table, key in shown.items()}
     for row in rows:
         found[row.tables[0]] = (*found[row.tables[0]], *row.notes)

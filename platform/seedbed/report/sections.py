@@ -76,9 +76,29 @@ def _class_tables(study: StudyResult) -> list[dict[str, Any]]:
         methods = list(dict.fromkeys(m for by_class in values.values() for v in by_class.values() for m in v))
         columns = [(metric, method) for metric in ("IoU", "F") for method in methods]
         heads = ["class", *(f"{'J' if metric == 'IoU' else 'F'}, {summary.method_name(method)}" for metric, method in columns)]
-        rows = [[name, *(values[metric].get(name, {}).get(method, "") for metric, method in columns)] for name in names]
+        printed = printed_classes(study.paper_rows, table.stage, table.split)
+        heads += [f"J, {label}" for label in printed]
+        rows = [
+            [
+                name,
+                *(values[metric].get(name, {}).get(method, "") for metric, method in columns),
+                *(f"{by_class[name]:.1f}" if name in by_class else "" for by_class in printed.values()),
+            ]
+            for name in names
+        ]
         if names:
             found.append(_table(f"{table.title}: every class", heads, rows))
+    return found
+
+
+def printed_classes(paper_rows: Iterable[Mapping[str, Any]], stage: str, split: str) -> dict[str, dict[str, float]]:
+    """`RIB in Table S2` -> class -> IoU as printed, of rows that belong to this stage and split."""
+    found: dict[str, dict[str, float]] = {}
+    for row in paper_rows:
+        if row.get("stage") == stage and row.get("split") == split and str(row["metric"]).startswith("IoU:"):
+            number = str(row["table"]).partition("_table")[2].partition("_")[0]
+            method = "IRN's CAM" if stage == "seed" and row["method"] == "IRN" else row["method"]
+            found.setdefault(f"{method} in Table {number}", {})[str(row["metric"])[4:]] = float(row["value"])
     return found
 
 
