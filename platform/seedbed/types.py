@@ -146,7 +146,13 @@ class StepOutput:
     losses: dict[str, Tensor]
     """Named scalar terms; the loop minimises their sum."""
     logits_nchw: Tensor | None = None
-    """Spatial class logits (n, c, h, w), before any rectification."""
+    """Spatial class logits (n, c, h, w), before any rectification; classes only, no background."""
+    background_n1hw: Tensor | None = None
+    """Logits of the background channel (n, 1, h, w), where the network has one."""
+    classification: str = ""
+    """Name of the term that classifies by the mean of `logits_nchw`; empty where there is none."""
+    share: float = 1.0
+    """Weight with which that classification stands in the term: 1/2 where it is one of two branches."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ class Cam:
     def loss(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         """Multi-label logistic loss of the mean scores, averaged over classes and pictures."""
         scores = model(batch.images_nchw)
-        return StepOutput({"bce": F.multilabel_soft_margin_loss(scores.float().mean((2, 3)), batch.labels_nc)}, scores)
+        return StepOutput(
+            {"bce": F.multilabel_soft_margin_loss(scores.float().mean((2, 3)), batch.labels_nc)}, scores, classification="bce"
+        )
 
     def localise(self, model: nn.Module, views: Views, labels: np.ndarray, companions: Companions | None = None) -> Maps:
         classes = np.flatnonzero(labels)
