@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seedbed.artefacts import find_stages, open_stage
-from seedbed.pipeline import ShapesExperiment
+from seedbed.pipeline import Experiment, RibConfig, ShapesExperiment
 from seedbed.study import parse, run
 from seedbed.types import UserError
 
@@ -228,6 +228,21 @@ def test_command_line_stands_above_smoke_above_preset_above_script() -> None:
     assert both.rib.steps == 2 and both.rib.area_guard is False
     assert parse(script, smoke, ["--rib.preset", "paper", "--smoke", "--rib.steps", "7"]).rib.steps == 7
     assert parse(script, smoke, ["--smoke", "--rib.steps", "2"]).key() == parse(script, smoke, ["--rib.steps", "2"]).key()
+
+
+def test_a_recipe_stands_where_the_script_does() -> None:
+    """Above what the script says, below presets, --smoke and the command line."""
+
+    def recipe(chosen: Experiment) -> dict[str, Any]:
+        return {"rib.margin": 7.0, "rib.steps": 8} if chosen.method == "cam" else {}
+
+    script = Experiment(name="study", rib=RibConfig(margin=5.0))
+    assert parse(script, {}, [], recipe).rib.margin == 5.0
+    cam = parse(script, {"rib.steps": 3}, ["--method", "cam"], recipe)
+    assert (cam.method, cam.rib.margin, cam.rib.steps) == ("cam", 7.0, 8)
+    assert parse(script, {"rib.steps": 3}, ["--method", "cam", "--smoke"], recipe).rib.steps == 3
+    assert parse(script, {}, ["--method", "cam", "--rib.margin", "9"], recipe).rib.margin == 9.0
+    assert parse(script, {}, ["--method", "cam", "--rib.preset", "paper"], recipe).rib.preset == "paper"
 
 
 def test_exported_seeds_give_the_scores_again(reference: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from seedbed.config import Settings
@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 DONE, BAD_INPUT, SET_ASIDE, INTERRUPTED = 0, 2, 3, 130
 
 
-def main(experiment: Experiment, smoke: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None) -> NoReturn:
+Recipe = Callable[["Experiment"], Mapping[str, Any]]
+
+
+def main(
+    experiment: Experiment, smoke: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None, recipe: Recipe | None = None
+) -> NoReturn:
     """The command line of a study's script; ends the process with the documented status.
 
-    `smoke` are the values that `--smoke` lays over the script's, by dotted names.
+    `smoke` are the values that `--smoke` lays over the script's, by dotted names. `recipe` gives the script's own values for what was
+    chosen (a method, its add-ons), for scripts in which one choice decides others.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with reported_errors():
-        settings = parse(experiment, smoke or {}, arguments)
+        settings = parse(experiment, smoke or {}, arguments, recipe)
         if settings.explain:
             from seedbed.pipeline import explain
 
@@ -53,12 +59,12 @@ def run(experiment: Experiment) -> StudyResult:
             return study.run(work, record)
 
 
-def parse(experiment: Experiment, smoke: Mapping[str, Any], arguments: Sequence[str]) -> Experiment:
-    """The experiment with presets, smoke values and command line laid over it, in that order of rank."""
+def parse(experiment: Experiment, smoke: Mapping[str, Any], arguments: Sequence[str], recipe: Recipe | None = None) -> Experiment:
+    """The experiment with its recipe, presets, smoke values and command line laid over it, in that order of rank."""
     import tyro
 
     parsed = tyro.cli(type(experiment), default=experiment, args=arguments, description=_description())
-    base: Experiment = experiment
+    base: Experiment = experiment.replace(**recipe(parsed)) if recipe is not None else experiment
     for f in dataclasses.fields(experiment):
         chosen = getattr(parsed, f.name)
         if isinstance(chosen, Settings) and chosen.PRESETS and any(a.startswith(f"--{f.name}.preset") for a in arguments):
