@@ -114,7 +114,7 @@ def test_a_step_depends_on_its_number_alone(make_task: Make) -> None:
     torch.testing.assert_close(torch.cat([p.labels_nhw for p in parts]), whole.labels_nhw, rtol=0, atol=0)
     assert whole.labels_nhw.shape == (4, 8, 8) and whole.labels_nhw.dtype == torch.uint8
     assert task.identity() == again.identity()
-    assert sorted(task.order(0)) == sorted(task.order(1)) and task.order(0) != task.order(1)
+    assert sorted(task.pictures.order(0)) == sorted(task.pictures.order(1)) and task.pictures.order(0) != task.pictures.order(1)
 
 
 def test_groups_and_rates(make_task: Make) -> None:

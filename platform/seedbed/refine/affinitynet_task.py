@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import weights_from
 from seedbed.config import digest
 from seedbed.data.transforms import generator, normalise
 from seedbed.loop import share
 from seedbed.models.affinity import AffinityNet
-from seedbed.models.weights import load_weights
 from seedbed.optim import Optimizer, PolySGD
 from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, reduced_labels
 from seedbed.refine.affinitynet_settings import AffinityConfig
+from seedbed.refine.initial_backbone import fill_backbone
 from seedbed.refine.labelled_pictures import LabelledPictures, window
-from seedbed.types import StepOutput, UserError
+from seedbed.types import StepOutput
 
 __all__ = ["AffinityBatch", "AffinityConfig", "AffinityTask", "augmented"]
 
@@ -99,26 +98,11 @@ class AffinityTask:
 
     def build(self) -> nn.Module:
         config, model = self.config, AffinityNet(self.config.backbone)
-        if config.weights == "classifier":
-            self._loaded = self._take_backbone(model.backbone)
-        else:
-            self._loaded = load_weights(model.backbone, config.weights).source
+        self._loaded = fill_backbone(model.backbone, config, self.classifier, "--refine.affinitynet")
         model.freeze_statistics(config.batch_norm == "fixed")
         model.train_from(config.trained)  # type: ignore[arg-type]
         self._parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return model
-
-    def _take_backbone(self, backbone: nn.Module) -> str:
-        """The classifier's weights but its last layer's."""
-        arrays = {} if self.classifier is None else weights_from(self.classifier)
-        own = backbone.state_dict()
-        differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]
-        if differ:
-            message = f"the classifier has no {self.config.backbone} as its backbone: {differ[0]} is missing or of another shape"
-            remedy = "choose the classifier's backbone with --refine.affinitynet.backbone, or other weights"
-            raise UserError(message, file=self.classifier, field="--refine.affinitynet.weights", remedy=remedy)
-        backbone.load_state_dict({name: arrays[name] for name in own})
-        return "classifier"
 
     def optimizer(self, model: nn.Module, steps: int) -> Optimizer:
         """Two groups; the official codes' other two, of biases, are empty."""

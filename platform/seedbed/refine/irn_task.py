@@ -14,19 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import seeds_from, weights_from
 from seedbed.classifier.task import top_left
 from seedbed.config import digest
-from seedbed.data.store import Store, open_store
 from seedbed.data.transforms import generator, normalise, rescale
 from seedbed.loop import share
 from seedbed.loop.ahead import ahead
 from seedbed.models.irn import STRIDE, IrnNet
-from seedbed.models.weights import load_weights
 from seedbed.optim import Optimizer, PolySGD
+from seedbed.refine.initial_backbone import fill_backbone
 from seedbed.refine.irn_losses import irn_losses
 from seedbed.refine.irn_settings import IrnConfig, IrnWalk
-from seedbed.types import IGNORE, StepOutput, UserError
+from seedbed.refine.labelled_pictures import LabelledPictures, window
+from seedbed.types import IGNORE, StepOutput
 
 __all__ = ["IrnBatch", "IrnConfig", "IrnTask", "IrnWalk", "augmented"]
 
@@ -67,106 +66,52 @@ class IrnTask:
 
     def __post_init__(self) -> None:
         self.batch_size, self.pace = self.config.batch, self.config.pace()
-        self._store: Store | None = None
+        self._pictures: LabelledPictures | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")} | {"_store": None}
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")} | {"_pictures": None}
 
     # --- data ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        if self._store is not None:
-            return
-        store, self._labels = open_store(self.store, cache=self.cache), Fragments(self.labels)
-        self.set_aside.update({ident: "no confidence label" for ident in self.ids if ident not in self._labels})
-        self._ids = [ident for ident in self.ids if ident in self._labels]
-        self._epoch_steps = len(self._ids) // self.batch_size
-        if self._epoch_steps == 0:
-            message = f"{len(self._ids)} pictures have confidence labels, fewer than a batch of {self.batch_size}"
-            remedy = f"say --refine.irn.batch {max(len(self._ids), 1)} or less, or name a larger split with --data.map-split"
-            raise UserError(message, file=self.labels, field="--refine.irn.batch", remedy=remedy)
-        self._num_labels = len(store.info.classes) + 1
-        self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._room = self.config.decoded_mb << 20
-        self._store = store
+        if self._pictures is None:
+            place = self.store, self.cache, self.labels, self.ids, self.set_aside
+            pictures = LabelledPictures(*place, self.config.decoded_mb, "irn", self.seed, "confidence label")
+            self._epoch_steps = pictures.steps(self.batch_size, "--refine.irn.batch")
+            self._num_labels = len(pictures.store.info.classes) + 1
+            self._pictures = pictures
 
     @property
-    def data(self) -> Store:
-        assert self._store is not None, "open() comes first"
-        return self._store
+    def pictures(self) -> LabelledPictures:
+        assert self._pictures is not None, "open() comes first"
+        return self._pictures
 
     @property
     def steps(self) -> int:
         return self._epoch_steps * self.config.epochs
 
     def identity(self) -> str:
-        labels = [self._labels.hashes[ident] for ident in self._ids]
+        pictures, *labels = self.pictures.identity()
+        seen_for_mean = self.pictures.store.inputs_checksum(list(self.mean_shift_ids))
         backbone = sorted(Fragments(self.classifier).hashes.items()) if self.classifier is not None else None
-        pictures = self.data.inputs_checksum(self._ids), self.data.inputs_checksum(list(self.mean_shift_ids))
-        return digest([self.config.training_key(), self.seed, *pictures, labels, backbone])
-
-    def order(self, epoch: int) -> list[str]:
-        """The training pictures as an epoch takes them."""
-        return [self._ids[i] for i in generator(self.seed, "irn", "", epoch).permutation(len(self._ids))]
+        return digest([self.config.training_key(), self.seed, pictures, seen_for_mean, labels, backbone])
 
     def batch(self, step: int, rank: int, world: int) -> IrnBatch:
         epoch, at = divmod(step, self._epoch_steps)
-        order = self.order(epoch)
+        order = self.pictures.order(epoch)
         rows = range(at * self.batch_size, (at + 1) * self.batch_size)[share(self.batch_size, rank, world)]
-        found = [self._readable(order, row) for row in rows]
+        found = [self.pictures.at(order, row) for row in rows]
         made = [augmented(pixels, labels, generator(self.seed, "irn", i, epoch), self.config) for i, pixels, labels in found]
         images, labels = (torch.stack(part) for part in zip(*made, strict=True))
         return IrnBatch(images, labels, tuple(i for i, _, _ in found))
-
-    def _readable(self, order: Sequence[str], row: int) -> tuple[str, np.ndarray, np.ndarray]:
-        """The picture of a row with its label, or the next one that has both."""
-        for ident in (*order[row:], *order[:row]):
-            found = self._decode(ident)
-            if found is not None:
-                return ident, *found
-        remedy = "make the store again from a whole devkit, and the confidence labels from it"
-        raise UserError("no picture with a confidence label can be used", file=self.labels, field="picture", remedy=remedy)
-
-    def _decode(self, ident: str) -> tuple[np.ndarray, np.ndarray] | None:
-        found = self._decoded.get(ident)
-        if found is not None or ident in self.set_aside:
-            return found
-        try:
-            pixels, labels = self.data[ident].pixels(), seeds_from(self._labels[ident]).label_map
-        except Exception as error:  # one bad picture never ends a run
-            reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.set_aside[ident] = reason.splitlines()[0][:300]
-            return None
-        if labels.shape != pixels.shape[:2]:
-            self.set_aside[ident] = f"its label has {_by(labels)} pixels, the picture {_by(pixels)}"
-            return None
-        if pixels.nbytes + labels.nbytes <= self._room:
-            self._room -= pixels.nbytes + labels.nbytes
-            self._decoded[ident] = pixels, labels
-        return pixels, labels
 
     # --- model --------------------------------------------------------------------------------------
 
     def build(self) -> nn.Module:
         model = IrnNet(self.config.backbone)
-        if self.config.weights == "classifier":
-            self._loaded = self._take_backbone(model.backbone)
-        else:
-            self._loaded = load_weights(model.backbone, self.config.weights).source
+        self._loaded = fill_backbone(model.backbone, self.config, self.classifier, "--refine.irn")
         self._parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return model
-
-    def _take_backbone(self, backbone: nn.Module) -> str:
-        """The classifier's weights but its last layer's."""
-        flag, remedy = "--refine.irn.weights", "choose the classifier's backbone with --refine.irn.backbone, or other weights"
-        arrays = {} if self.classifier is None else weights_from(self.classifier)
-        own = backbone.state_dict()
-        differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]
-        if differ:
-            message = f"the classifier has no {self.config.backbone} as its backbone: {differ[0]} is missing or of another shape"
-            raise UserError(message, file=self.classifier, field=flag, remedy=remedy)
-        backbone.load_state_dict({name: arrays[name] for name in own})
-        return "classifier"
 
     def optimizer(self, model: nn.Module, steps: int) -> Optimizer:
         assert isinstance(model, IrnNet)
@@ -186,7 +131,7 @@ class IrnTask:
         return {
             "initial_weights": self._loaded,
             "parameters": self._parameters,
-            "pictures": len(self._ids),
+            "pictures": len(self.pictures.ids),
             "settings": self.config.to_dict(),
         }
 
@@ -200,7 +145,7 @@ class IrnTask:
 
         The top left corner of every picture, not resized, zeros beyond it; the last incomplete batch is dropped unless it is the only one.
         """
-        ids = self.mean_shift_ids or tuple(self._ids)
+        ids = self.mean_shift_ids or tuple(self.pictures.ids)
         numbers = range(max(len(ids) // self.batch_size, 1))
         found = []
         with closing(ahead(lambda number: self._corners(ids, number), numbers[rank::world], 1)) as batches:
@@ -214,7 +159,7 @@ class IrnTask:
         images = []
         for ident in ids[number * self.batch_size : (number + 1) * self.batch_size]:
             try:
-                images.append(top_left(self.data[ident].pixels(), self.config.crop))
+                images.append(top_left(self.pictures.store[ident].pixels(), self.config.crop))
             except Exception:  # set aside where it is trained on; here it only doesn't count
                 continue
         return torch.stack(images) if images else None
@@ -246,22 +191,10 @@ def augmented(pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, 
     if config.flip and rng.random() < 0.5:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
     crop = config.crop
-    (rows, into_rows), (columns, into_columns) = (_window(side, crop, rng) for side in labels.shape)
+    (rows, into_rows), (columns, into_columns) = (window(side, crop, rng) for side in labels.shape)
     image = torch.zeros(3, crop, crop)
     image[:, into_rows, into_columns] = normalise(pixels[rows, columns])
     target = np.full((crop, crop), IGNORE, np.uint8)
     target[into_rows, into_columns] = labels[rows, columns]
     middle = STRIDE // 2  # Pillow's nearest of four is the third
     return image, torch.from_numpy(np.ascontiguousarray(target[middle::STRIDE, middle::STRIDE]))
-
-
-def _window(side: int, crop: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Of one side: the part of the picture that is kept, and where in the crop it comes to lie."""
-    offset = int(rng.integers(abs(side - crop), endpoint=True))
-    if side > crop:
-        return slice(offset, offset + crop), slice(0, crop)
-    return slice(0, side), slice(offset, offset + side)
-
-
-def _by(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"

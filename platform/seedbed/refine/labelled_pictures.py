@@ -29,11 +29,13 @@ class LabelledPictures:
         megabytes: int,
         stage: str,
         seed: int,
+        called: str = "label to train on",
     ) -> None:
         self.store, self.records = open_store(store, cache=cache), Fragments(labels)
         self.folder, self.stage, self.seed, self.set_aside = labels, stage, seed, set_aside
+        self.called, self.several = called, called.replace("label", "labels")
         self.ids = [ident for ident in ids if ident in self.records]
-        set_aside.update({ident: "no label to train on" for ident in ids if ident not in self.records})
+        set_aside.update({ident: f"no {called}" for ident in ids if ident not in self.records})
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._room = megabytes << 20
 
@@ -41,13 +43,13 @@ class LabelledPictures:
         """Of one epoch; fewer pictures than a batch are a UserError on `flag`."""
         steps = len(self.ids) // batch
         if steps == 0:
-            message = f"{len(self.ids)} pictures have labels to train on, fewer than a batch of {batch}"
+            message = f"{len(self.ids)} pictures have {self.several}, fewer than a batch of {batch}"
             remedy = f"say {flag} {max(len(self.ids), 1)} or less, or name a larger split with --data.map-split"
             raise UserError(message, file=self.folder, field=flag, remedy=remedy)
         return steps
 
     def identity(self) -> list[str]:
-        """What of them decides a training."""
+        """What of them decides a training: a checksum of the pictures, then one of each label."""
         return [self.store.inputs_checksum(self.ids), *(self.records.hashes[ident] for ident in self.ids)]
 
     def order(self, epoch: int) -> list[str]:
@@ -60,8 +62,8 @@ class LabelledPictures:
             found = self.pair(ident)
             if found is not None:
                 return ident, *found
-        remedy = "make the store again from a whole devkit, and the labels from it"
-        raise UserError("no picture with a label to train on can be used", file=self.folder, field="picture", remedy=remedy)
+        remedy = f"make the store again from a whole devkit, and the {self.several} from it"
+        raise UserError(f"no picture with a {self.called} can be used", file=self.folder, field="picture", remedy=remedy)
 
     def pair(self, ident: str) -> tuple[np.ndarray, np.ndarray] | None:
         """(h, w, 3) and (h, w), both uint8; None where it is set aside."""

@@ -1,0 +1,31 @@
+"""What a refinement's network starts from below its new layers: this study's classifier, or weights that others trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from seedbed.artefacts.records import weights_from
+from seedbed.models.weights import load_weights
+from seedbed.refine.affinitynet_settings import AffinityConfig
+from seedbed.refine.irn_settings import IrnConfig
+from seedbed.types import UserError
+
+
+def fill_backbone(backbone: nn.Module, config: IrnConfig | AffinityConfig, classifier: Path | None, flags: str) -> str:
+    """Fills a backbone as `config.weights` says and returns the source for the record; `flags` is what its settings' flags begin with.
+
+    `classifier` is the folder of the classifier's artefact, of which all but the last layer is taken.
+    """
+    if config.weights != "classifier":
+        return load_weights(backbone, config.weights).source
+    arrays = {} if classifier is None else weights_from(classifier)
+    own = backbone.state_dict()
+    differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]
+    if differ:
+        message = f"the classifier has no {config.backbone} as its backbone: {differ[0]} is missing or of another shape"
+        remedy = f"choose the classifier's backbone with {flags}.backbone, or other weights"
+        raise UserError(message, file=classifier, field=f"{flags}.weights", remedy=remedy)
+    backbone.load_state_dict({name: arrays[name] for name in own})
+    return "classifier"
