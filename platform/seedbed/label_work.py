@@ -15,29 +15,13 @@ from seedbed.artefacts.records import decode_png, label_record, maps_from, pack,
 from seedbed.local import ImageWork
 from seedbed.refine.settings import RefineConfig
 from seedbed.types import Maps
-
-Record = dict[str, Any]
+from seedbed.work import Record, counts
 
 
 def _full(maps: Maps) -> np.ndarray:
     from seedbed.methods.maps import high_res
 
     return np.asarray(high_res(maps))
-
-
-def counts(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """What a label map adds to the scores; None where its picture has no mask."""
-    from seedbed.metrics.contour import Contour
-    from seedbed.metrics.region import Confusion
-
-    truth = store[ident].mask("class")
-    if truth is None:
-        return None
-    num_classes = len(store.info.classes)
-    region, contour = Confusion(num_classes), Contour(num_classes, tolerance)
-    region.add(truth, labels_hw, ident)
-    contour.add(truth, labels_hw, ident)
-    return region.to_record(), contour.to_record()
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,7 @@ class CrfWork:
 
     def open(self) -> Callable[[str], Record]:
         from seedbed.data import open_store
-        from seedbed.refine.crf import label_crf
+        from seedbed.refine.confidence import crf_of_label_map
         from seedbed.seeds import label_map
 
         store, maps = open_store(self.store, cache=self.cache), Fragments(self.maps)
@@ -64,9 +48,7 @@ class CrfWork:
             began = time.perf_counter()
             found = maps_from(maps[ident])
             seed = label_map(_full(found), found.classes, self.threshold, ident)
-            values = np.concatenate([[0], found.classes + 1]).astype(np.uint8)  # a CRF knows labels 0..n, not class ids
-            inside = np.searchsorted(values, seed).astype(np.uint8)
-            refined = values[label_crf(store[ident].pixels(), inside, len(values), self.crf)]
+            refined = crf_of_label_map(store[ident].pixels(), seed, found.classes, self.crf)
             region, contour = counts(store, ident, refined, self.tolerance) or (None, None)
             return seeds_record(ident, refined, region, contour, time.perf_counter() - began)
 

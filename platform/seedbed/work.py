@@ -138,12 +138,9 @@ class SeedWork:
     def open(self) -> Callable[[str], Record]:
         from seedbed.data import open_store
         from seedbed.methods.maps import high_res
-        from seedbed.metrics.contour import Contour
-        from seedbed.metrics.region import Confusion
         from seedbed.seeds import centred_box, label_map, whole_picture
 
         store = open_store(self.store, cache=self.cache)
-        num_classes = len(store.info.classes)
         baseline = {"whole_picture": whole_picture, "centred_box": centred_box}.get(str(self.source))
         maps = None if baseline else Fragments(Path(self.source))
 
@@ -157,16 +154,25 @@ class SeedWork:
                 sample = store[ident]
                 assert baseline is not None and sample.labels is not None
                 labels_hw = baseline(sample.labels, (sample.height, sample.width))
-            truth = store[ident].mask("class")
-            if truth is None:
-                return seeds_record(ident, labels_hw, None, None, time.perf_counter() - began)
-            region = Confusion(num_classes)
-            region.add(truth, labels_hw, ident)
-            contour = Contour(num_classes, self.tolerance)
-            contour.add(truth, labels_hw, ident)
-            return seeds_record(ident, labels_hw, region.to_record(), contour.to_record(), time.perf_counter() - began)
+            region, contour = counts(store, ident, labels_hw, self.tolerance) or (None, None)
+            return seeds_record(ident, labels_hw, region, contour, time.perf_counter() - began)
 
         return seed
+
+
+def counts(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """What a label map adds to the scores; None where its picture has no mask."""
+    from seedbed.metrics.contour import Contour
+    from seedbed.metrics.region import Confusion
+
+    truth = store[ident].mask("class")
+    if truth is None:
+        return None
+    num_classes = len(store.info.classes)
+    region, contour = Confusion(num_classes), Contour(num_classes, tolerance)
+    region.add(truth, labels_hw, ident)
+    contour.add(truth, labels_hw, ident)
+    return region.to_record(), contour.to_record()
 
 
 def truth_of(store: Any, ident: str) -> np.ndarray:

@@ -16,6 +16,12 @@ def class_values(classes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.asarray(classes, np.int64) + 1]).astype(np.uint8)
 
 
+def crf_of_label_map(pixels: np.ndarray, labels_hw: np.ndarray, classes: np.ndarray, crf: LabelCrfConfig | None = None) -> np.ndarray:
+    """(h, w) uint8: a label map of 0 and class indices + 1 after the label form of the random field, in which `classes` (n,) take part."""
+    values = class_values(classes)  # a field knows labels 0 to n, not class indices
+    return values[label_crf(pixels, np.searchsorted(values, labels_hw).astype(np.uint8), len(values), crf)]
+
+
 def with_constant_background(maps_nhw: np.ndarray, threshold: float) -> np.ndarray:
     """(n, h, w) maps -> (h, w) uint8: position of the largest, 0 where none exceeds the threshold."""
     background = np.full((1, *maps_nhw.shape[1:]), threshold, maps_nhw.dtype)

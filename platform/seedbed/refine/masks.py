@@ -72,16 +72,14 @@ def _affinitynet(settings: RefineConfig, network: Any) -> Refinement:
 
 
 def _crf(settings: RefineConfig, network: Any) -> Refinement:
-    from seedbed.refine.confidence import irn_confidence
-    from seedbed.refine.crf import label_crf
+    from seedbed.refine.confidence import crf_of_label_map, irn_confidence
 
     def refine(maps: Maps, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not len(maps.classes):
             return _empty(maps)
         cam = np.asarray(high_res(maps))
         seed = pseudo_labels.mask(cam, maps.classes, settings.mask_background, maps.id)
-        values = np.concatenate([[0], maps.classes + 1]).astype(np.uint8)
-        mask = values[label_crf(pixels, np.searchsorted(values, seed).astype(np.uint8), len(values), settings.label_crf)]
+        mask = crf_of_label_map(pixels, seed, maps.classes, settings.label_crf)
         if not settings.ignores():
             return mask, mask
         pair = settings.ignore_foreground, settings.ignore_background

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from seedbed.refine.confidence import class_values
 from seedbed.seeds import label_map, strongest
 from seedbed.types import IGNORE
 
@@ -38,8 +39,7 @@ def training_labels(scores_nhw: np.ndarray, classes: np.ndarray, foreground: flo
 
 def argmax_with_background(scores_nhw: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """(h, w) uint8 of scores (n + 1, h, w) whose first plane is the background's; of equal ones the first wins."""
-    values = np.concatenate([[0], np.asarray(classes) + 1]).astype(np.uint8)
-    return values[scores_nhw.argmax(axis=0)]
+    return class_values(classes)[scores_nhw.argmax(axis=0)]
 
 
 def ignore_disagreement(labels_hw: np.ndarray, salient_hw: np.ndarray) -> np.ndarray:
