@@ -15,6 +15,7 @@ from seedbed.config import Settings, bounded, nested, setting
 from seedbed.data import DataConfig, Store, open_store
 from seedbed.data.shapes import ShapesConfig, make_shapes
 from seedbed.data.transforms import TrainTransform
+from seedbed.loop.settings import WORDS
 from seedbed.methods import method_class
 from seedbed.methods.cam import CamConfig
 from seedbed.methods.rib import RibConfig
@@ -138,9 +139,6 @@ def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:
 def code_version(method: str) -> int:
     return int(method_class(method).version)
 
-
-WORDS = ("imagenet", "none", "coco", "classifier")
-"""Initial weights that are no path."""
 
 Weighted = TypeVar("Weighted", bound=Any)
 

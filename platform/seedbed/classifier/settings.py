@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from seedbed.config import Settings, bounded, nested, setting
+from seedbed.config import bounded, nested, setting
 from seedbed.data.transforms import TrainTransform
-from seedbed.loop import Pace
+from seedbed.loop.settings import TrainingSettings
 from seedbed.optim import Constant, Cosine, Poly, Schedule, WarmUp
 from seedbed.types import UserError
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(Settings):
+class ClassifierConfig(TrainingSettings):
     """Training of the classifier. Defaults are the official code of IRN and RIB (both papers train the same one), for VOC 2012."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "small"] = "resnet50"
@@ -87,14 +84,6 @@ class ClassifierConfig(Settings):
             momentum=0.9 if self.momentum is None and scratch and self.optimizer == "sgd" else self.momentum,
         )
 
-    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
-        """In the key a file of weights stands by its content, not by its address."""
-        out = super().to_dict(only_key=only_key)
-        if only_key and self.weights not in ("imagenet", "none") and Path(self.weights).is_file():
-            found = Path(self.weights).stat()
-            out["weights"] = file_digest(self.weights, found.st_mtime_ns, found.st_size)
-        return out
-
     def check_together(self, prefix: str) -> None:
         if self.optimizer == "adam" and self.momentum is not None:
             flag = f"--{prefix}momentum"
@@ -103,16 +92,6 @@ class ClassifierConfig(Settings):
             flag = f"--{prefix}trained"
             raise UserError("the small network has no stage 3", field=flag, remedy=f"say {flag} all")
 
-    def pace(self) -> Pace:
-        return Pace(
-            precision=self.precision,
-            channels_last=self.channels_last,
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-            log_every=self.log_every,
-            prefetch=self.prefetch,
-        )
-
     def rates(self, steps: int) -> Schedule:
         """Learning rate over the steps, as a factor of the first one."""
         warm = round(self.warm_up * steps)
@@ -120,9 +99,3 @@ class ClassifierConfig(Settings):
         choices: dict[str, Schedule] = {"poly": Poly(left, self.power), "cosine": Cosine(left), "constant": Constant()}
         then = choices[self.schedule]
         return WarmUp(warm, then) if warm else then
-
-
-@functools.lru_cache(maxsize=16)
-def file_digest(path: str, modified: int, size: int) -> str:
-    with open(path, "rb") as content:
-        return "sha256:" + hashlib.file_digest(content, "sha256").hexdigest()

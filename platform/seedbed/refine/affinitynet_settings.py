@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from seedbed.classifier.settings import file_digest
-from seedbed.config import Settings, bounded, digest, nested
+from seedbed.config import bounded, digest, nested
 from seedbed.data.jitter import ColorJitter
-from seedbed.loop import Pace
+from seedbed.loop.settings import TrainingSettings
 from seedbed.types import UserError
 
 WALK = ("alpha", "beta", "squarings", "walk_radius")
@@ -17,7 +15,7 @@ WALK = ("alpha", "beta", "squarings", "walk_radius")
 
 
 @dataclass(frozen=True)
-class AffinityConfig(Settings):
+class AffinityConfig(TrainingSettings):
     """AffinityNet and its walk. Defaults are the official code of SEAM and HFPL, for VOC 2012 and COCO 2014."""
 
     backbone: Literal["resnet38", "resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet38"
@@ -73,13 +71,6 @@ class AffinityConfig(Settings):
     decoded_mb: int = bounded(256, 0, key=False)
     """Megabytes of decoded pictures that a worker keeps, so that small sets are decoded once."""
 
-    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
-        """In the key a file of weights stands by its content, not by its address."""
-        out = super().to_dict(only_key=only_key)
-        if only_key and (path := Path(self.weights)).is_file():
-            out["weights"] = file_digest(self.weights, path.stat().st_mtime_ns, path.stat().st_size)
-        return out
-
     @property
     def steps(self) -> int:
         """Of the walk."""
@@ -113,13 +104,3 @@ class AffinityConfig(Settings):
             flag = f"--{prefix}weights"
             remedy = f"get ilsvrc-cls_rna-a1_cls1000_ep-0001.params and give its path as {flag}, or say --{prefix}backbone resnet50"
             raise UserError("the ImageNet weights of ResNet-38d can't be downloaded by themselves", field=flag, remedy=remedy)
-
-    def pace(self) -> Pace:
-        return Pace(
-            precision=self.precision,
-            channels_last=self.channels_last,
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-            log_every=self.log_every,
-            prefetch=self.prefetch,
-        )

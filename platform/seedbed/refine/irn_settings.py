@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from seedbed.classifier.settings import file_digest
 from seedbed.config import Settings, bounded, digest, nested, setting
-from seedbed.loop import Pace
+from seedbed.loop.settings import TrainingSettings
 from seedbed.types import UserError
 
 
@@ -34,7 +32,7 @@ class IrnWalk(Settings):
 
 
 @dataclass(frozen=True)
-class IrnConfig(Settings):
+class IrnConfig(TrainingSettings):
     """IRN's network of class boundaries and the walk. Defaults are the official code of IRN and RIB, for VOC 2012."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small"] = "resnet50"
@@ -83,13 +81,6 @@ class IrnConfig(Settings):
     """Megabytes of decoded pictures that a worker keeps, so that small sets are decoded once."""
     walk: IrnWalk = nested(IrnWalk)
 
-    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
-        """In the key a file of weights stands by its content, not by its address."""
-        out = super().to_dict(only_key=only_key)
-        if only_key and (path := Path(self.weights)).is_file():
-            out["weights"] = file_digest(self.weights, path.stat().st_mtime_ns, path.stat().st_size)
-        return out
-
     def walk_key(self) -> str:
         """Digest of what decides the walk, beside the trained network."""
         return self.walk.key()
@@ -108,13 +99,3 @@ class IrnConfig(Settings):
         if self.scale_low > self.scale_high:
             flag = f"--{prefix}scale-low"
             raise UserError(f"{flag} is {self.scale_low}, above scale-high, {self.scale_high}", field=flag, remedy="give low <= high")
-
-    def pace(self) -> Pace:
-        return Pace(
-            precision=self.precision,
-            channels_last=self.channels_last,
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-            log_every=self.log_every,
-            prefetch=self.prefetch,
-        )

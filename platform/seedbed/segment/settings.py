@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from seedbed.classifier.settings import file_digest
-from seedbed.config import Settings, bounded, setting
-from seedbed.loop import Pace
+from seedbed.config import bounded, setting
+from seedbed.loop.settings import TrainingSettings
 from seedbed.optim import Constant, Cosine, Poly, Schedule, WarmUp
 from seedbed.types import UserError
 
@@ -38,7 +36,7 @@ _RIB = {**_DEEPLAB_V2, "retrain": "auto", "accumulate": 1, "loss": "balanced_hal
 
 
 @dataclass(frozen=True)
-class SegmenterConfig(Settings):
+class SegmenterConfig(TrainingSettings):
     """Training and inference of the segmenter. Defaults: RIB's appendix for VOC 2012, on deeplab-pytorch."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -191,14 +189,6 @@ class SegmenterConfig(Settings):
             momentum=0.9 if self.momentum is None and self.optimizer == "sgd" else self.momentum,
         )
 
-    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
-        """In the key a file of weights stands by its content, not by its address."""
-        out = super().to_dict(only_key=only_key)
-        if only_key and self.weights not in ("imagenet", "coco", "none") and Path(self.weights).is_file():
-            found = Path(self.weights).stat()
-            out["weights"] = file_digest(self.weights, found.st_mtime_ns, found.st_size)
-        return out
-
     def training_dict(self) -> dict[str, Any]:
         """The part of the key that training depends on: inference can change without training again."""
         return {n: v for n, v in self.resolved().to_dict(only_key=True).items() if n not in (*INFERENCE, *NOT_TRAINING)}
@@ -226,16 +216,6 @@ class SegmenterConfig(Settings):
             if not getattr(self, name):
                 flag = f"--{prefix}{name}".replace("_", "-")
                 raise UserError(f"{flag} is empty", field=flag, remedy="give one factor at least, 1 for the picture as it is")
-
-    def pace(self) -> Pace:
-        return Pace(
-            precision=self.precision,
-            channels_last=self.channels_last,
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-            log_every=self.log_every,
-            prefetch=self.prefetch,
-        )
 
     def rates(self) -> Schedule:
         """Learning rate over the updates, as a factor of the first one."""
