@@ -108,11 +108,11 @@ def check_refinement(plan: Plan) -> None:
     if refine.method == "irn":
         from seedbed.models.irn import IrnNet
 
-        load_weights(IrnNet(config.backbone).backbone, config.weights)
+        load_weights(IrnNet(config.backbone).backbone, config.weights, f"{flag}.weights")
     else:
         from seedbed.models.affinity import AffinityNet
 
-        load_weights(AffinityNet(config.backbone).backbone, config.weights)
+        load_weights(AffinityNet(config.backbone).backbone, config.weights, f"{flag}.weights")
 
 
 def check_segmenter(plan: Plan) -> None:

@@ -162,3 +162,14 @@ def test_none_and_imagenet(monkeypatch: pytest.MonkeyPatch, donor: dict[str, Ten
     assert report.source.startswith("imagenet") and report.unexpected == ("fc.weight",)
     with pytest.raises(UserError, match="no ImageNet weights"):
         load_weights(build_network("small", 3), "imagenet")
+
+
+def test_errors_name_the_flag_of_whoever_asks(tmp_path: Path) -> None:
+    """A refinement's or a segmenter's weights are not the classifier's."""
+    damaged, flag = tmp_path / "damaged.pth", "--refine.irn.weights"
+    damaged.write_bytes(b"no weights")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    for model, source in ((ResNet(18, 5), damaged), (ResNet(18, 5), tmp_path / "other.pth"), (build_network("small", 3), "imagenet")):
+        with pytest.raises(UserError) as error:
+            load_weights(model, source, flag)
+        assert error.value.field == flag and "--classifier" not in error.value.text()

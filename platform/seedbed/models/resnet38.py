@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.resnet import BatchNorm
-from seedbed.models.weights import LoadReport, read_checkpoint
+from seedbed.models.weights import FLAG, LoadReport, read_checkpoint
 
 PLAIN = (  # name, channels in, inside, out, stride, dilation of the first convolution, of the second
     ("b2", 64, 128, 128, 2, 1, 1),
@@ -138,11 +138,11 @@ class ResNet38Body(nn.Module):
                 parameter.requires_grad_(not frozen)
         return self
 
-    def load_published(self, source: str | Path) -> LoadReport:
+    def load_published(self, source: str | Path, field: str = FLAG) -> LoadReport:
         """See `resnet38_weights.load_resnet38`."""
         from seedbed.models.resnet38_weights import load_resnet38
 
-        return load_resnet38(self, source)
+        return load_resnet38(self, source, field=field)
 
 
 class ResNet38(ResNet38Body):
@@ -183,11 +183,11 @@ class ResNet38(ResNet38Body):
         return list(self.fc8.parameters())
 
 
-def read_resnet38(path: Path, field: str | None = None) -> dict[str, Tensor]:
+def read_resnet38(path: Path, field: str = FLAG) -> dict[str, Tensor]:
     """The tensors of a published file by their names here: MXNet's `.params`, or a checkpoint of PSA, SEAM, HFPL or DeepLab-v1."""
     if path.is_file() and is_mxnet(path):
         return {name: torch.from_numpy(array.astype("float32")) for name, array in resnet38_names(read_params(path, field)).items()}
-    return {plain_name(name): value for name, value in read_checkpoint(path).items()}
+    return {plain_name(name): value for name, value in read_checkpoint(path, field).items()}
 
 
 def plain_name(name: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seedbed.types import UserError
 
 FLAG = "--classifier.weights"
+"""The setting that errors name where a caller does not say another."""
 
 PLAIN = re.compile(r"(module\.)?(resnet\d+\.)?(conv1|layer1\.0\.conv1)\.")
 ALIAS = re.compile(r"(module\.)?(stage|backbone\.)\d")
@@ -37,35 +38,36 @@ class LoadReport:
     def text(self) -> str:
         parts = [f"{self.source}: {len(self.matched)} tensors"] if self.matched else [self.source]
         if self.matched and self.missing:
-            parts.append(f"fresh: {_some(self.missing)}")
+            parts.append(f"fresh: {some(self.missing)}")
         if self.unexpected:
-            parts.append(f"not used: {_some(self.unexpected)}")
+            parts.append(f"not used: {some(self.unexpected)}")
         return "; ".join(parts)
 
 
-def load_weights(model: nn.Module, source: str | Path) -> LoadReport:
-    """Fill a network from `imagenet`, `none` (it stays as it was initialised) or a path; a UserError names the file and the remedy."""
+def load_weights(model: nn.Module, source: str | Path, field: str = FLAG) -> LoadReport:
+    """Fill a network from `imagenet`, `none` (it stays as it was initialised) or a path; a UserError names the file, the flag `field` and
+    the remedy."""
     if hasattr(model, "load_published"):  # its published weights have forms and names of their own
-        return model.load_published(source)  # type: ignore[operator]
+        return model.load_published(source, field)  # type: ignore[operator]
     if str(source) == "none":
         return LoadReport("none", missing=tuple(model.state_dict()))
     if str(source) == "imagenet":
-        text, state = _imagenet(model)
-        return _fill(model, state, text, file=None)
+        text, state = imagenet_weights(model, field)
+        return _fill(model, state, text, None, field)
     path = Path(source)
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, field)
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return _fill(model, state, f"{path.name} (SHA-256 {checksum[:16]})", file=path)
+    return _fill(model, state, f"{path.name} (SHA-256 {checksum[:16]})", path, field)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, field: str = FLAG) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a torch checkpoint, whatever its suffix; a state dictionary may lie one level down."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}", file=path, field=FLAG, remedy="give the path of a .safetensors, .pth, .pt or .ckpt file")
+        raise UserError(f"{path} {what}", file=path, field=field, remedy="give the path of a .safetensors, .pth, .pt or .ckpt file")
     try:
-        content = _safetensors(path) if _is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
+        content = _safetensors(path, field) if _is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes the readers say
@@ -73,7 +75,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path.name} is no checkpoint that can be read without running code from it ({reason})",
             file=path,
-            field=FLAG,
+            field=field,
             remedy="check that the file is whole and from where it should be; if it holds more than tensors, save its state_dict() alone",
         ) from error
     for key in ("state_dict", "model", "model_state", "model_state_dict", "weights"):
@@ -82,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise UserError(
-            f"{path.name} holds no tensors by name", file=path, field=FLAG, remedy="save the network's state_dict() and give that file"
+            f"{path.name} holds no tensors by name", file=path, field=field, remedy="save the network's state_dict() and give that file"
         )
     return tensors
 
@@ -99,7 +101,7 @@ def network_name(name: str) -> str:
     return re.sub(r"^backbone\.", "", name)
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None, field: str) -> LoadReport:
     own = model.state_dict()
     names = list(state)
     if any(PLAIN.match(n) for n in names):  # the same tensors again under the names of stages, which IRN's second network numbers otherwise
@@ -116,11 +118,11 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path
     where = file.name if file else source
 
     def refuse(message: str, remedy: str) -> UserError:
-        return UserError(f"{where} {message}", file=file or source, field=FLAG, remedy=remedy)
+        return UserError(f"{where} {message}", file=file or source, field=field, remedy=remedy)
 
-    backbone = "choose the backbone it belongs to with --classifier.backbone, or give another file"
+    backbone = f"choose the backbone it belongs to with {_beside(field)}, or give another file"
     if not found:
-        raise refuse(f"holds the weights of another network: no name fits (it has {_some(list(state))})", backbone)
+        raise refuse(f"holds the weights of another network: no name fits (it has {some(list(state))})", backbone)
     for name, value in found.items():
         if value.shape == own[name].shape:
             continue
@@ -128,34 +130,34 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path
             raise refuse(
                 f"is a classifier of {len(value)} classes, the data have {len(own[name])}", "give a checkpoint trained on the same classes"
             )
-        raise refuse(f"holds the weights of another network: {name} is {_shape(value)}, not {_shape(own[name])}", backbone)
+        raise refuse(f"holds the weights of another network: {name} is {shape_text(value)}, not {shape_text(own[name])}", backbone)
     lacking = [n for n in missing if not n.startswith("classifier.")]
     deeper = [n for n in unexpected if re.match(r"(layer\d|conv\d|bn\d)\b", network_name(n))]
     if lacking or deeper:
-        raise refuse(f"holds the weights of another network: {'lacks' if lacking else 'also has'} {_some(lacking or deeper)}", backbone)
+        raise refuse(f"holds the weights of another network: {'lacks' if lacking else 'also has'} {some(lacking or deeper)}", backbone)
     bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if bad:
-        raise refuse(f"holds numbers that are not finite, in {_some(bad)}", "give a checkpoint from before its training diverged")
+        raise refuse(f"holds numbers that are not finite, in {some(bad)}", "give a checkpoint from before its training diverged")
     model.load_state_dict(found, strict=False)
     return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
 
 
-def _imagenet(model: nn.Module) -> tuple[str, dict[str, Tensor]]:
+def imagenet_weights(model: nn.Module, field: str = FLAG) -> tuple[str, dict[str, Tensor]]:
     """torchvision's first ImageNet weights (those of IRN and RIB), downloaded once into torch's cache."""
     depth = getattr(model, "depth", None)
     if depth is None:
         raise UserError(
             f"there are no ImageNet weights for {type(model).__name__}",
-            field=FLAG,
-            remedy=f"give {FLAG} none, or a ResNet as --classifier.backbone",
+            field=field,
+            remedy=f"give {field} none, or a ResNet as {_beside(field)}",
         )
     try:
         from torchvision.models import get_model_weights
     except ImportError as error:
         raise UserError(
             "torchvision is not installed, which knows where ImageNet weights are",
-            field=FLAG,
-            remedy=f"make env installs it; or give a file or `none` as {FLAG}",
+            field=field,
+            remedy=f"make env installs it; or give a file or `none` as {field}",
         ) from error
     weights = get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
     try:
@@ -164,8 +166,8 @@ def _imagenet(model: nn.Module) -> tuple[str, dict[str, Tensor]]:
         raise UserError(
             f"the ImageNet weights of ResNet-{depth} can't be downloaded ({str(error).splitlines()[0][:120]})",
             file=weights.url,
-            field=FLAG,
-            remedy=f"download the file where there is a network and give its path as {FLAG}, or train without with {FLAG} none",
+            field=field,
+            remedy=f"download the file where there is a network and give its path as {field}, or train without with {field} none",
         ) from error
     return f"imagenet (torchvision, {weights.url.rsplit('/', 1)[-1].removesuffix('.pth')})", dict(state)
 
@@ -179,20 +181,26 @@ def _is_safetensors(path: Path) -> bool:
     )
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
+def _safetensors(path: Path, field: str) -> dict[str, Any]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise UserError(
-            "safetensors is not installed", file=path, field=FLAG, remedy="make env installs it; or give a .pth file of the same weights"
+            "safetensors is not installed", file=path, field=field, remedy="make env installs it; or give a .pth file of the same weights"
         ) from error
     return load_file(path)
 
 
-def _shape(value: Tensor) -> str:
+def _beside(field: str) -> str:
+    """The flag that chooses the network whose weights `field` sets."""
+    return f"{field.removesuffix('weights')}backbone"
+
+
+def shape_text(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "one number"
 
 
-def _some(names: Any, most: int = 4) -> str:
+def some(names: Any, most: int = 4) -> str:
+    """The first names of a list, and how many there are beside them."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -19,7 +19,7 @@ def fill_backbone(backbone: nn.Module, config: IrnConfig | AffinityConfig, class
     `classifier` is the folder of the classifier's artefact, of which all but the last layer is taken.
     """
     if config.weights != "classifier":
-        return load_weights(backbone, config.weights).source
+        return load_weights(backbone, config.weights, f"{flags}.weights").source
     arrays = {} if classifier is None else weights_from(classifier)
     own = backbone.state_dict()
     differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]

@@ -15,7 +15,7 @@ from torch import Tensor
 from seedbed.data.transforms import STD
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.segmenter import Segmenter
-from seedbed.models.weights import LoadReport, read_checkpoint
+from seedbed.models.weights import LoadReport, imagenet_weights, read_checkpoint, some
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
@@ -109,7 +109,7 @@ def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path 
 
     model_remedy = "choose the network it belongs to with --segmenter.model and --segmenter.backbone, or give another file"
     if not found:
-        raise refuse(f"holds the weights of another network: no name fits (it has {_some(list(state))})", model_remedy)
+        raise refuse(f"holds the weights of another network: no name fits (it has {some(list(state))})", model_remedy)
     for name, value in found.items():
         if value.shape == own[name].shape:
             continue
@@ -122,11 +122,11 @@ def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path 
     cut = not any(".layer4." in n for n in own)  # a backbone without its last stage
     foreign = [n for n in unexpected if not SPARE.search(n) and not (cut and re.search(r"(^|\.)layer4\.", n))]
     if lacking or foreign:
-        what = f"lacks {_some(lacking)}" if lacking else f"also has {_some(foreign)}"
+        what = f"lacks {some(lacking)}" if lacking else f"also has {some(foreign)}"
         raise refuse(f"holds the weights of another network: {what}", model_remedy)
     bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if bad:
-        raise refuse(f"holds numbers that are not finite, in {_some(bad)}", "give a checkpoint from before its training diverged")
+        raise refuse(f"holds numbers that are not finite, in {some(bad)}", "give a checkpoint from before its training diverged")
     model.load_state_dict(found, strict=False)
     return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
 
@@ -162,15 +162,10 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _torchvision(model: Segmenter) -> tuple[str, dict[str, Tensor]]:
-    from seedbed.models.weights import _imagenet
-
     if getattr(model, "depth", None) is None:
         message = f"there are no ImageNet weights to download for {type(model).__name__}"
         raise UserError(message, field=FLAG, remedy=f"give a published file's path as {FLAG}, or none")
-    try:
-        source, state = _imagenet(model)
-    except UserError as error:
-        raise UserError(error.message, file=error.file, field=FLAG, remedy=error.remedy.replace("--classifier", "--segmenter")) from error
+    source, state = imagenet_weights(model, FLAG)
     if hasattr(model, "base"):
         return source, from_torchvision(state)
     return source, {name: value for name, value in state.items() if not name.startswith(("layer4.", "fc."))}
@@ -201,12 +196,9 @@ def _downloaded(url: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.is_file() and is_mxnet(path):
-            return {name: torch.from_numpy(array.astype("float32")) for name, array in resnet38_names(read_params(path, FLAG)).items()}
-        return read_checkpoint(path)
-    except UserError as error:
-        raise UserError(error.message, file=error.file, field=FLAG, remedy=error.remedy) from error
+    if path.is_file() and is_mxnet(path):
+        return {name: torch.from_numpy(array.astype("float32")) for name, array in resnet38_names(read_params(path, FLAG)).items()}
+    return read_checkpoint(path, FLAG)
 
 
 def _guess(file: Path, state: Mapping[str, Tensor]) -> str:
@@ -215,7 +207,3 @@ def _guess(file: Path, state: Mapping[str, Tensor]) -> str:
     if any(HEAD.match(n) for n in names) or "coco" in file.name.lower():
         return "masks"
     return "imagenet" if re.search("imagenet|ilsvrc", file.name.lower()) else "unknown"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
