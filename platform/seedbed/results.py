@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seedbed import provenance
-from seedbed.artefacts import write_atomically
+from seedbed.artefacts import Fragments, write_atomically
 from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
 from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import repetition_rows
@@ -142,17 +142,20 @@ def coverage(study: Study) -> dict[str, dict[str, float]]:
     return {method: dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))}
 
 
-def later_label_maps(study: Study, seed: int, ident: str) -> dict[str, np.ndarray]:
-    """What the stages after the seeds made of a picture."""
-    method, out = study.experiment.method, {}
-    if study.reaches("mask") and ident in (masks := study.masks_stage(method, seed).records()):
-        record = masks[ident]
-        out["mask"] = decode_png(record["label_map"])
-        out["labels"] = decode_png(record["labels"])
+def later_stages(study: Study, seed: int) -> list[tuple[Fragments, dict[str, str]]]:
+    """The stages after the seeds that leave label maps: their records, and name -> column of what is shown of them."""
+    method, out = study.experiment.method, []
+    if study.reaches("mask"):
+        out.append((study.masks_stage(method, seed).records(), {"mask": "label_map", "labels": "labels"}))
     for split in study.keys.segmented_ids:
-        if ident in (predictions := study.predictions_stage(method, seed, split).records()):
-            out["prediction"] = decode_png(predictions[ident]["label_map"])
+        out.append((study.predictions_stage(method, seed, split).records(), {"prediction": "label_map"}))
     return out
+
+
+def later_label_maps(stages: list[tuple[Fragments, dict[str, str]]], ident: str) -> dict[str, np.ndarray]:
+    """What the stages after the seeds made of a picture."""
+    found = [(records[ident], columns) for records, columns in stages if ident in records]
+    return {name: decode_png(record[column]) for record, columns in found for name, column in columns.items()}
 
 
 def panels(study: Study) -> list[Panel]:
@@ -161,6 +164,8 @@ def panels(study: Study) -> list[Panel]:
 
     seed = study.experiment.seed
     stages = {method: study.maps_stages[method, seed].records() for method in study.methods if (method, seed) in study.maps_stages}
+    label_maps = {method: study.seeds_stages[method, seed].records() for method in study.methods if (method, seed) in study.seeds_stages}
+    later = later_stages(study, seed)
     ids = [i for i in study.keys.score_ids if all(i in records for records in stages.values())]
     chosen = [ids[i * len(ids) // PANELS] for i in range(min(PANELS, len(ids)))] if len(ids) > PANELS else ids
     out = []
@@ -178,11 +183,7 @@ def panels(study: Study) -> list[Panel]:
                         )
             label = method.upper() if maps.snapshots is None else f"{method.upper()} k={len(maps.snapshots) - 1}"
             shown[label] = strongest(np.asarray(high_res(maps)), sample.height, sample.width)
-        seeds = {}
-        for method in study.methods:
-            stage = study.seeds_stages.get((method, seed))
-            if stage is not None and ident in (records := stage.records()):
-                seeds[method.upper()] = seeds_from(records[ident]).label_map
+        seeds = {method.upper(): seeds_from(records[ident]).label_map for method, records in label_maps.items() if ident in records}
         out.append(
             Panel(
                 id=ident,
@@ -190,7 +191,7 @@ def panels(study: Study) -> list[Panel]:
                 truth=sample.mask("class"),
                 maps=shown,
                 seeds=seeds,
-                later=later_label_maps(study, seed, ident),
+                later=later_label_maps(later, ident),
             )
         )
     return out
