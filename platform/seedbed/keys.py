@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ class Keys:
     def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
         self.experiment, self.store, self.device = experiment, store, device
         data = experiment.data
+        self._checksums: dict[tuple[str, tuple[str, ...]], str] = {}
         self.left_out: dict[str, str] = {}
         """Pictures that --data.skip-unreadable found damaged, and why."""
         self.map_ids = self._select(data.map_split)
@@ -41,6 +44,28 @@ class Keys:
         self.left_out |= left_out
         return ids
 
+    @cached_property
+    def companion_ids(self) -> list[str]:
+        """Pictures that RIB takes its companions from."""
+        return self.experiment.data.select(self.store, self.experiment.data.companion_split)[0]
+
+    @cached_property
+    def _saliency(self) -> str:
+        return folder_digest(Path(self.experiment.refine.saliency), self.pseudo_ids)
+
+    def _inputs(self, ids: list[str]) -> str:
+        return self._checksum(self.store.inputs_checksum, ids)
+
+    def _truth(self, ids: list[str]) -> str:
+        return self._checksum(self.store.truth_checksum, ids)
+
+    def _checksum(self, of: Callable[[list[str]], str], ids: list[str]) -> str:
+        """A store's checksums are asked for by every stage's key and do not change: taken once for each list of pictures."""
+        asked = of.__name__, tuple(ids)
+        if asked not in self._checksums:
+            self._checksums[asked] = of(ids)
+        return self._checksums[asked]
+
     def resources(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.experiment.run.threads}
 
@@ -51,7 +76,7 @@ class Keys:
             "method": "cam",
             "seed": seed,
             "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(self.train_ids),
+            "inputs": self._inputs(self.train_ids),
             **self.resources(),
         }
 
@@ -60,26 +85,25 @@ class Keys:
         out = {
             "method": method,
             "cam": e.cam.to_dict(only_key=True),
-            "inputs": self.store.inputs_checksum(self.map_ids),
+            "inputs": self._inputs(self.map_ids),
             **self.resources(),
         }
         if method == "rib":
-            companions = e.data.select(self.store, e.data.companion_split)[0]
-            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self.store.inputs_checksum(companions)}
+            out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self._inputs(self.companion_ids)}
             out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
         return out
 
     def sweep_settings(self, ids: list[str], split: str) -> dict[str, Any]:
         scoring = self.experiment.scoring
         grid = [float(t) for t in scoring.grid()]
-        return {"grid": grid, "split": split, "truth": self.store.truth_checksum(ids)}
+        return {"grid": grid, "split": split, "truth": self._truth(ids)}
 
     def seeds_settings(self, method: str, subset: bool) -> dict[str, Any]:
         """What label maps and their counts depend on, beyond the maps and the sweep that chose the threshold."""
         scoring, ids = self.experiment.scoring, self.score_ids
-        common = {"method": method, "tolerance": scoring.tolerance, "truth": self.store.truth_checksum(ids)}
+        common = {"method": method, "tolerance": scoring.tolerance, "truth": self._truth(ids)}
         if method in BASELINES:
-            return {**common, "labels": self.store.inputs_checksum(ids)}
+            return {**common, "labels": self._inputs(ids)}
         source = scoring.threshold_source
         chosen = {"threshold": scoring.threshold} if source == "fixed" else {"absent": scoring.absent(subset)}
         return {**common, "source": source, **chosen}
@@ -93,7 +117,7 @@ class Keys:
             own = {"confident": [refine.confident_foreground, refine.confident_background], "crf": refine.label_crf.to_dict(only_key=True)}
         else:
             own = {"alphas": [refine.alpha_low, refine.alpha_high], "crf": refine.score_crf.to_dict(only_key=True)}
-        return {"refinement": refine.method, **own, "inputs": self.store.inputs_checksum(self.pseudo_ids)}
+        return {"refinement": refine.method, **own, "inputs": self._inputs(self.pseudo_ids)}
 
     def affinity_settings(self, seed: int) -> dict[str, Any]:
         e = self.experiment
@@ -103,7 +127,7 @@ class Keys:
             "network": config.training_key(),
             "seed": seed,
             "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(self.pseudo_ids),
+            "inputs": self._inputs(self.pseudo_ids),
             **self.resources(),
         }
 
@@ -118,7 +142,7 @@ class Keys:
         if not refine.ignores():
             del used["ignore_foreground"], used["ignore_background"]
         if refine.saliency:
-            used["saliency"] = folder_digest(Path(refine.saliency), self.pseudo_ids)
+            used["saliency"] = self._saliency
         else:
             del used["salient"], used["saliency"]
         if refine.method != "crf":
@@ -126,10 +150,10 @@ class Keys:
         if refine.method != "irn":
             del used["power"]
         ids = list(dict.fromkeys([*self.pseudo_ids, *self.score_ids]))
-        return {"method": method, "refine": used, "inputs": self.store.inputs_checksum(ids), **self.resources()}
+        return {"method": method, "refine": used, "inputs": self._inputs(ids), **self.resources()}
 
     def scored_settings(self, ids: list[str]) -> dict[str, Any]:
-        return {"tolerance": self.experiment.scoring.tolerance, "truth": self.store.truth_checksum(ids)}
+        return {"tolerance": self.experiment.scoring.tolerance, "truth": self._truth(ids)}
 
     def segmenter_settings(self, seed: int) -> dict[str, Any]:
         e = self.experiment
@@ -137,11 +161,11 @@ class Keys:
             "segmenter": e.segmenter.training_dict(),
             "seed": seed,
             "workers": e.run.workers,
-            "inputs": self.store.inputs_checksum(self.pseudo_ids),
+            "inputs": self._inputs(self.pseudo_ids),
             **self.resources(),
         }
 
     def predictions_settings(self, ids: list[str], split: str, *, scored: bool) -> dict[str, Any]:
         """Predictions that are not scored (they fill labels) do not depend on any mask."""
-        own = {"segmenter": self.experiment.segmenter.inference_dict(), "split": split, "inputs": self.store.inputs_checksum(ids)}
+        own = {"segmenter": self.experiment.segmenter.inference_dict(), "split": split, "inputs": self._inputs(ids)}
         return {**own, **(self.scored_settings(ids) if scored else {}), **self.resources()}
