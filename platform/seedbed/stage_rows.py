@@ -143,15 +143,19 @@ def refinement_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
     out: dict[str, Any] = {"refinement": e.refine.method, "saliency": bool(e.refine.saliency)}
     scratch = e.classifier.weights == "none" and e.refine.network_weights in ("", "none", "classifier")
     if e.refine.has_network:
-        log = read_log(study.affinity_stage(method, seed).folder)
-        out["refinement_weights"] = next((entry["facts"].get("initial_weights", "") for entry in log if "facts" in entry), "")
+        out["refinement_weights"] = training_facts(study.affinity_stage(method, seed)).get("initial_weights", "")
     return out | {"from_scratch": scratch}
 
 
 def segmenter_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
     """What the segmenter's own training log says of its initial weights; masks among what they were trained on are not hidden."""
-    facts: dict[str, Any] = next((e["facts"] for e in read_log(study.final_segmenter(method, seed).folder) if "facts" in e), {})
+    facts = training_facts(study.final_segmenter(method, seed))
     return {"initial_weights": facts.get("initial_weights", ""), "initial_weights_trained_on": facts.get("initial_weights_trained_on", "")}
+
+
+def training_facts(stage: Stage) -> dict[str, Any]:
+    """What a training said of itself at its beginning."""
+    return next((entry["facts"] for entry in read_log(stage.folder) if "facts" in entry), {})
 
 
 def validation_rows(study: Study) -> list[dict[str, Any]]:
