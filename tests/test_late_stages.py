@@ -92,6 +92,28 @@ def test_what_a_change_makes_again(reference: Path, changes: dict[str, Any], aga
     assert {stage.name for _, stage in study.plan() if (stage.name, stage.key) not in keys(reference)} == again
 
 
+def test_seeds_vary_rib_alone(tmp_path: Path) -> None:
+    """Two fine-tunings of one classifier: networks trained on their maps have one seed, else the error bars are not RIB's own."""
+    from seedbed.segmenting import segmenter_task
+    from seedbed.stages import Study
+
+    def seeds_of(vary: str) -> dict[str, set[int]]:
+        changes = {"method": "rib", "seeds": 2, "seeds_vary": vary, "rib.loss_scales": (1.0,)}
+        study = Study.open(whole(tmp_path / "out", **changes), dry=True)
+        found: dict[str, set[int]] = {}
+        for label, stage in study.plan():
+            if "seed" in stage.settings:
+                found.setdefault(label.rsplit(" ", 1)[0], set()).add(stage.settings["seed"])
+        found["task"] = {segmenter_task(study, "rib", seed, None).seed for seed in (0, 1)}
+        assert len({study.segmenter_stage("rib", seed).key for seed in (0, 1)}) == 2
+        return found
+
+    rib = seeds_of("rib")
+    assert {"classifier", "affinity rib", "segmenter rib", "retrained rib"} < set(rib) and rib["maps rib"] == {0, 1}
+    assert {label for label, seeds in rib.items() if seeds == {0, 1}} == {"maps rib"}
+    assert all(seeds == {0, 1} for seeds in seeds_of("all").values())
+
+
 @pytest.mark.parametrize("refinement", ["affinitynet", "crf", "none"])
 def test_refinements_differ(copy: Path, reference: Path, refinement: str) -> None:
     run(whole(copy, until="mask", **{"refine.method": refinement}))

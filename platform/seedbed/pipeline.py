@@ -84,7 +84,8 @@ class Experiment(Settings):
     seeds: int = bounded(1, 1, 1000)
     """Number of repetitions; from two on, mean, standard deviation and paired differences are reported."""
     seeds_vary: Literal["rib", "all"] = "all"
-    """What is repeated: rib (the fine-tuning on one classifier, as RIB's 56.44 +- 0.05) or all (as HFPL's five runs)."""
+    """What is repeated: rib (the fine-tuning on one classifier, as RIB's 56.44 +- 0.05; the networks after it keep the first seed) or all
+    (as HFPL's five runs)."""
     explain: bool = setting(False, key=False)
     """Print which stages would run and why, then exit."""
     until: Until = setting("segmentation", key=False)

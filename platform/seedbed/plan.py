@@ -46,7 +46,8 @@ class Plan:
     def seeds(self) -> range:
         return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
 
-    def classifier_seed(self, seed: int) -> int:
+    def network_seed(self, seed: int) -> int:
+        """Of classifier, refinement's network and segmenters: with `--seeds-vary rib` the first one, so that RIB alone varies."""
         return seed if self.experiment.seeds_vary == "all" else self.experiment.seed
 
     def _stage(
@@ -56,7 +57,7 @@ class Plan:
         return Stage(self.out, name, key, schema, settings=settings, inputs=inputs, version=version, method=method)
 
     def classifier_stage(self, seed: int) -> Stage:
-        settings = self.keys.classifier_settings(self.classifier_seed(seed))
+        settings = self.keys.classifier_settings(self.network_seed(seed))
         return self._stage("classifier", settings, WEIGHTS, {}, VERSIONS["classifier"], None)
 
     def maps_stage(self, method: str, seed: int) -> Stage:
@@ -96,7 +97,7 @@ class Plan:
         inputs = {"confidence": self.confidence_stage(method, seed).key}
         if self.experiment.refine.network_weights == "classifier":
             inputs["classifier"] = self.classifier_stage(seed).key
-        return self._stage("affinity", self.keys.affinity_settings(seed), WEIGHTS, inputs, VERSIONS["affinity"], method)
+        return self._stage("affinity", self.keys.affinity_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["affinity"], method)
 
     def masks_stage(self, method: str, seed: int) -> Stage:
         inputs = {"maps": self.maps_stage(method, seed).key}
@@ -110,7 +111,9 @@ class Plan:
 
     def segmenter_stage(self, method: str, seed: int) -> Stage:
         inputs = {"masks": self.masks_stage(method, seed).key}
-        return self._stage("segmenter", self.keys.segmenter_settings(seed), WEIGHTS, inputs, VERSIONS["segmenter"], method)
+        return self._stage(
+            "segmenter", self.keys.segmenter_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["segmenter"], method
+        )
 
     def filling_stage(self, method: str, seed: int) -> Stage:
         """What the first segmenter says of the pictures that it was trained on: it fills their ignored pixels."""
@@ -120,7 +123,9 @@ class Plan:
 
     def retrained_stage(self, method: str, seed: int) -> Stage:
         inputs = {"masks": self.masks_stage(method, seed).key, "predictions": self.filling_stage(method, seed).key}
-        return self._stage("retrained", self.keys.segmenter_settings(seed), WEIGHTS, inputs, VERSIONS["retrained"], method)
+        return self._stage(
+            "retrained", self.keys.segmenter_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["retrained"], method
+        )
 
     def final_segmenter(self, method: str, seed: int) -> Stage:
         return (self.retrained_stage if self.retrains else self.segmenter_stage)(method, seed)

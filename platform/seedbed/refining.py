@@ -86,7 +86,7 @@ def affinity_task(study: Study, method: str, seed: int) -> Any:
         "cache": e.data.cache,
         "ids": ids,
         "labels": labels.folder,
-        "seed": seed,
+        "seed": study.network_seed(seed),
         "classifier": own,
     }
     if e.refine.method == "irn":

@@ -75,7 +75,7 @@ def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> A
         ids=tuple(i for i in study.keys.pseudo_ids if i in have),
         labels=masks.folder,
         config=absolute_weights(e.segmenter),
-        seed=seed,
+        seed=study.network_seed(seed),
         num_classes=len(study.store.info.classes) + 1,
         fill=fill,
         stage="segmenter" if fill is None else "retrained",

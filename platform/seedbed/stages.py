@@ -105,7 +105,7 @@ class Study(Plan):
                 self.make_seeds(method, self.experiment.seed, None)
 
     def task(self, seed: int) -> Any:
-        return classifier_task(self.experiment, self.store, self.classifier_seed(seed), self.keys.left_out_of_training)
+        return classifier_task(self.experiment, self.store, self.network_seed(seed), self.keys.left_out_of_training)
 
     def label(self, name: str, method: str | None, seed: int) -> str:
         """A stage's name in terminal and summary."""
