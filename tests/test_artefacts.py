@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedbed.artefacts import MAPS, Fragments, Stage, column, find_stages, hold, open_stage, stage_schema
-from seedbed.artefacts.records import maps_from, maps_record, pack, png, seeds_from, seeds_record, unpack
+from seedbed.artefacts.records import label_record, maps_from, maps_record, pack, png, seeds_from, unpack
 from seedbed.types import Maps, UserError
 
 SCHEMA = stage_schema(column("value", pa.int64()), column("blob", pa.binary()), column("seconds", pa.float64(), volatile=True))
@@ -188,7 +188,7 @@ def test_palette_png_keeps_its_values() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     with Image.open(io.BytesIO(png(values, [[i, 0, 255 - i] for i in range(256)]))) as picture:
         assert picture.mode == "P" and np.array_equal(np.array(picture), values)
-    assert np.array_equal(seeds_from(seeds_record("x", values, None, None, 0.0)).label_map, values)
+    assert np.array_equal(seeds_from(label_record("x", values, 0.0)).label_map, values)
 
 
 def test_open_stage_lists_what_there_is(tmp_path: Path) -> None:

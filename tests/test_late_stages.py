@@ -152,6 +152,46 @@ def test_masks_reach_the_scores_alone(reference: Path, tmp_path: Path) -> None:
     assert {k for k in keys(tmp_path / "out") if k[0] in trained} == {k for k in keys(reference) if k[0] in trained}, "keys know the masks"
 
 
+def test_a_damaged_mask_costs_its_score_alone(copy: Path, reference: Path) -> None:
+    """Of a picture that is trained on and scored: everything is found or made as before; it counts nowhere, and is named where it would."""
+    from seedbed.data import open_store
+
+    store = open_store(next((copy / "data").iterdir()))
+    victim = store.ids("train")[0]
+    wanted = bytes(store[victim].masks["class"])
+    data = next(p for p in store.path.iterdir() if wanted in p.read_bytes())
+    content = bytearray(data.read_bytes())
+    content[content.index(wanted) + len(wanted) // 2] ^= 0x40
+    data.unlink()
+    data.write_bytes(content)
+    for stage in ("seeds", "crf", "predictions"):
+        shutil.rmtree(copy / "stages" / stage)
+    result = run(whole(copy, **{"data.skip_unreadable": True}))
+    assert keys(copy) == keys(reference)
+    assert digests(copy)["predictions"] == digests(reference)["predictions"]
+    asides = {m["stage"]: m["set_aside"] for m in find_stages(copy) if m["set_aside"]}
+    assert set(asides) == {"seeds", "crf", "predictions"} and json.loads((copy / "run.json").read_text())["exit_status"] == 3
+    assert all([a["id"] for a in aside] == [victim] and "mask" in aside[0]["reason"] for aside in asides.values())
+    assert {r["protocol"]["images"] for r in result.rows if (r["stage"], r["split"]) == ("segmentation", "train")} == {9}
+    assert len(open_stage(copy, "seeds", method="cam")) == 10
+
+
+def test_a_mask_of_another_size_costs_its_score_alone(reference: Path, tmp_path: Path) -> None:
+    from seedbed.artefacts.records import png
+    from seedbed.data import StoreWriter, open_store
+    from seedbed.types import Sample
+    from seedbed.work import counted
+
+    store = open_store(next((reference / "data").iterdir()))
+    with StoreWriter(tmp_path / "store", store.info) as writer:
+        for ident, masks in (("small", {"class": png(np.zeros((3, 4), np.uint8))}), ("none", {})):
+            s = store[store.ids("train")[0]]
+            writer.add(Sample(ident, bytes(s.picture), s.height, s.width, s.labels, s.label_source, masks), ["train"])
+    found = {i: counted(open_store(tmp_path / "store"), i, np.zeros((48, 48), np.uint8), 0.0075) for i in ("small", "none")}
+    assert all(record["confusion"] is record["contour"] is None for record in found.values())
+    assert found["none"]["uncounted"] is None and "small" in found["small"]["uncounted"] and "3" in found["small"]["uncounted"]
+
+
 SLOW = pytest.mark.slow
 
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import decode_png, label_record, maps_from, pack, pixels_hash, png, seeds_record
+from seedbed.artefacts.records import decode_png, label_record, maps_from, pixels_hash, png
 from seedbed.local import ImageWork
 from seedbed.refine.settings import RefineConfig
 from seedbed.types import Maps
-from seedbed.work import Record, counts
+from seedbed.work import Record, counted, counts
 
 
 def _full(maps: Maps) -> np.ndarray:
@@ -49,8 +49,8 @@ class CrfWork:
             found = maps_from(maps[ident])
             seed = label_map(_full(found), found.classes, self.threshold, ident)
             refined = crf_of_label_map(store[ident].pixels(), seed, found.classes, self.crf)
-            region, contour = counts(store, ident, refined, self.tolerance) or (None, None)
-            return seeds_record(ident, refined, region, contour, time.perf_counter() - began)
+            scored = counted(store, ident, refined, self.tolerance)
+            return {**label_record(ident, refined, time.perf_counter() - began), **scored}
 
         return refine
 
@@ -154,9 +154,8 @@ class ScoreWork:
 
         def count(ident: str) -> Record:
             began = time.perf_counter()
-            region, contour = counts(store, ident, decode_png(labels[ident]["label_map"]), self.tolerance) or (None, None)
-            packed = {"confusion": None if region is None else pack(region), "contour": None if contour is None else pack(contour)}
-            return {"id": ident, **packed, "seconds": time.perf_counter() - began}
+            found = counts(store, ident, decode_png(labels[ident]["label_map"]), self.tolerance)
+            return {"id": ident, **found, "seconds": time.perf_counter() - began}
 
         return count
 
@@ -179,8 +178,6 @@ class Counted:
 
         def count(ident: str) -> Record:
             record = inner(ident)
-            found = counts(store, ident, decode_png(record["label_map"]), self.tolerance)
-            packed = {} if found is None else {"confusion": pack(found[0]), "contour": pack(found[1])}
-            return {"confusion": None, "contour": None, **record, **packed}
+            return {**record, **counted(store, ident, decode_png(record["label_map"]), self.tolerance)}
 
         return count

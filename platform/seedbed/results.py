@@ -16,7 +16,7 @@ from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import repetition_rows
 from seedbed.seeds import SweepCounts
 from seedbed.stage_rows import validation_rows
-from seedbed.types import UserError
+from seedbed.types import Sample, UserError
 
 if TYPE_CHECKING:
     from seedbed.stages import Study
@@ -188,13 +188,22 @@ def panels(study: Study) -> list[Panel]:
             Panel(
                 id=ident,
                 picture=sample.pixels(),
-                truth=sample.mask("class"),
+                truth=shown_truth(sample),
                 maps=shown,
                 seeds=seeds,
                 later=later_label_maps(later, ident),
             )
         )
     return out
+
+
+def shown_truth(sample: Sample) -> np.ndarray | None:
+    """A picture's mask, None where it has none that fits: the stage that scored it has named it."""
+    try:
+        truth = sample.mask("class")
+    except UserError:
+        return None
+    return truth if truth is not None and truth.shape == (sample.height, sample.width) else None
 
 
 def strongest(cam_nhw: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import maps_from, maps_record, pack, seeds_record, weights_from
+from seedbed.artefacts.records import label_record, maps_from, maps_record, pack, weights_from
+from seedbed.local import reason
 from seedbed.types import UserError
 
 Record = dict[str, Any]
@@ -154,25 +155,33 @@ class SeedWork:
                 sample = store[ident]
                 assert baseline is not None and sample.labels is not None
                 labels_hw = baseline(sample.labels, (sample.height, sample.width))
-            region, contour = counts(store, ident, labels_hw, self.tolerance) or (None, None)
-            return seeds_record(ident, labels_hw, region, contour, time.perf_counter() - began)
+            scored = counted(store, ident, labels_hw, self.tolerance)
+            return {**label_record(ident, labels_hw, time.perf_counter() - began), **scored}
 
         return seed
 
 
-def counts(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """What a label map adds to the scores; None where its picture has no mask."""
+def counts(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> Record:
+    """What a label map adds to the scores, packed; nulls where its picture has no mask."""
     from seedbed.metrics.contour import Contour
     from seedbed.metrics.region import Confusion
 
     truth = store[ident].mask("class")
     if truth is None:
-        return None
+        return {"confusion": None, "contour": None}
     num_classes = len(store.info.classes)
     region, contour = Confusion(num_classes), Contour(num_classes, tolerance)
     region.add(truth, labels_hw, ident)
     contour.add(truth, labels_hw, ident)
-    return region.to_record(), contour.to_record()
+    return {"confusion": pack(region.to_record()), "contour": pack(contour.to_record())}
+
+
+def counted(store: Any, ident: str, labels_hw: np.ndarray, tolerance: float) -> Record:
+    """`counts`, for a record that is kept whatever its picture's mask is like: where that can't be scored against, it says why."""
+    try:
+        return {**counts(store, ident, labels_hw, tolerance), "uncounted": None}
+    except Exception as error:
+        return {"confusion": None, "contour": None, "uncounted": reason(error)}
 
 
 def truth_of(store: Any, ident: str) -> np.ndarray:

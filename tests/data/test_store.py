@@ -224,7 +224,7 @@ def test_damaged_record_is_named(make_store: MakeStore, flipped: Callable[[Path,
     flipped(path, path.read_bytes().index(bytes(store["p0080"].masks["class"])))
     problems = dict(open_store(store.path).verify())
     assert set(problems) == {"p0070", "p0080"} and "picture" in problems["p0070"] and "class mask" in problems["p0080"]
-    assert set(open_store(store.path).damaged(["p0001", "p0070"])) == {"p0070"}
+    assert set(open_store(store.path).damaged(["p0001", "p0070", "p0080"])) == {"p0070"}, "masks decide nothing"
 
 
 def test_damage_is_never_decoded(make_store: MakeStore, flipped: Callable[[Path, int], None]) -> None:
@@ -388,6 +388,8 @@ def test_select(make_store: MakeStore, flipped: Callable[[Path, int], None]) -> 
     assert DataConfig(limit=2).select(store, "all")[0] == ["p0000", "p0005"]
     ids, left_out = DataConfig(limit=2, skip_unreadable=True).select(store, "all")
     assert ids == ["p0000"] and "picture" in left_out["p0005"]
+    flipped(data_file(store), data_file(store).read_bytes().index(bytes(store["p0000"].masks["class"])))
+    assert DataConfig(limit=2, skip_unreadable=True).select(DataConfig(store=str(store.path)).open(), "all")[0] == ["p0000"]
     assert DataConfig(store="a", cache="b", skip_unreadable=True).key() == DataConfig().key() != DataConfig(limit=1).key()
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from seedbed import loop
-from seedbed.artefacts import SEEDS, WEIGHTS, Stage
-from seedbed.artefacts.records import seeds_record, weights_record
+from seedbed.artefacts import LABELS, WEIGHTS, Stage
+from seedbed.artefacts.records import label_record, weights_record
 from seedbed.data import StoreInfo, StoreWriter
 from seedbed.data.jitter import STEPS, ColorJitter, changed
 from seedbed.data.transforms import generator, normalise
@@ -54,7 +54,7 @@ def make_task(tmp_path: Path) -> Make:
     def make(
         config: AffinityConfig = SMALL, count: int = 13, *, broken: int = -1, wrong: int = -1, missing: int = -1, **more: Any
     ) -> AffinityTask:
-        stage = Stage(tmp_path / "out", "confidence", "k", SEEDS)
+        stage = Stage(tmp_path / "out", "confidence", "k", LABELS)
         ids = tuple(f"p{i:03d}" for i in range(count))
         with StoreWriter(tmp_path / "store", StoreInfo("made", ("red", "green", "blue"))) as writer, stage.writer() as records:
             for i, ident in enumerate(ids):
@@ -62,7 +62,7 @@ def make_task(tmp_path: Path) -> Make:
                 content = encoded(pixels)[: 60 if i == broken else None]
                 writer.add(Sample(ident, content, *labels.shape, np.eye(3, dtype=np.uint8)[i % 3], "main"), splits=("train",))
                 if i != missing:
-                    records.add(seeds_record(ident, labels[:-1] if i == wrong else labels, None, None, 0.0))
+                    records.add(label_record(ident, labels[:-1] if i == wrong else labels, 0.0))
         return AffinityTask(str(tmp_path / "store"), None, ids, stage.folder, config, 5, **more)
 
     return make

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from seedbed import loop
-from seedbed.artefacts import SEEDS, WEIGHTS, Stage
-from seedbed.artefacts.records import seeds_record, weights_record
+from seedbed.artefacts import LABELS, WEIGHTS, Stage
+from seedbed.artefacts.records import label_record, weights_record
 from seedbed.data import StoreInfo, StoreWriter
 from seedbed.data.transforms import generator, normalise
 from seedbed.models import build_network
@@ -58,7 +58,7 @@ def make_task(tmp_path: Path) -> Make:
         ignored: bool = False,
         **changes: Any,
     ) -> IrnTask:
-        stage = Stage(tmp_path / "out", "confidence", "k", SEEDS)
+        stage = Stage(tmp_path / "out", "confidence", "k", LABELS)
         with StoreWriter(tmp_path / "store", StoreInfo("made", ("red", "green", "blue"))) as writer, stage.writer() as records:
             for i in range(count):
                 pixels, labels = scene(i)
@@ -66,7 +66,7 @@ def make_task(tmp_path: Path) -> Make:
                 writer.add(Sample(f"p{i:03d}", content, *labels.shape, np.eye(3, dtype=np.uint8)[i % 3], "main"), splits=("train",))
                 labels = np.full_like(labels, IGNORE) if ignored else labels[:-1] if i == wrong else labels
                 if i != missing:
-                    records.add(seeds_record(f"p{i:03d}", labels, None, None, 0.0))
+                    records.add(label_record(f"p{i:03d}", labels, 0.0))
         ids = tuple(f"p{i:03d}" for i in range(count))
         return IrnTask(str(tmp_path / "store"), None, ids, stage.folder, config, 5, **changes)
 

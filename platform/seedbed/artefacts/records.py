@@ -41,8 +41,9 @@ SEEDS = stage_schema(
     column("height", pa.int32()),
     column("width", pa.int32()),
     column("pixels", pa.string()),  # SHA-256 of the label map's bytes: the PNG's depend on the zlib that wrote it
-    column("confusion", pa.binary()),  # packed arrays; null where the picture has no mask
+    column("confusion", pa.binary()),  # packed arrays; null where the picture has no mask, or one that can't be scored against
     column("contour", pa.binary()),
+    column("uncounted", pa.string(), volatile=True),  # why not, where there is a mask
     column("label_map", pa.binary(), volatile=True),  # PNG
     column("seconds", pa.float64(), volatile=True),
 )
@@ -71,6 +72,7 @@ PREDICTIONS = stage_schema(
     column("label_map", pa.binary(), volatile=True),
     column("confusion", pa.binary(), volatile=True),
     column("contour", pa.binary(), volatile=True),
+    column("uncounted", pa.string(), volatile=True),
     column("seconds", pa.float64(), volatile=True),
 )
 SCORED = stage_schema(
@@ -171,7 +173,7 @@ def pixels_hash(label_map: np.ndarray) -> str:
 
 
 def label_record(ident: str, label_map: np.ndarray, seconds: float) -> dict[str, Any]:
-    """A (h, w) uint8 label map: confidence labels, predictions."""
+    """A (h, w) uint8 label map: seeds, confidence labels, predictions."""
     height, width = label_map.shape
     return {
         "id": ident,
@@ -180,16 +182,6 @@ def label_record(ident: str, label_map: np.ndarray, seconds: float) -> dict[str,
         "pixels": pixels_hash(label_map),
         "label_map": png(label_map),
         "seconds": seconds,
-    }
-
-
-def seeds_record(
-    ident: str, label_map: np.ndarray, confusion: Mapping[str, np.ndarray] | None, contour: Mapping[str, np.ndarray] | None, seconds: float
-) -> dict[str, Any]:
-    return {
-        **label_record(ident, label_map, seconds),
-        "confusion": None if confusion is None else pack(confusion),
-        "contour": None if contour is None else pack(contour),
     }
 
 

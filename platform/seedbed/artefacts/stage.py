@@ -81,6 +81,8 @@ class Stage:
         known = self.records()
         old = known.paths()
         aside = {i: r for i, r in self.set_aside_reasons().items() if i not in known}
+        if "uncounted" in self.schema.names:  # the record is there, but does not count in the scores
+            aside |= {ident: why for ident, why in known.columns("id", "uncounted") if why}
         self._compact(known)
         sink = hashlib.sha256()
         for ident in known.ids():

@@ -34,7 +34,8 @@ class DataConfig(Settings):
     map_limit: int = bounded(0, 0)
     """At most so many pictures that get maps and are scored, so that a small study can still train on all; 0: as `limit`."""
     skip_unreadable: bool = setting(False, key=False)
-    """Read every picture before the first stage and leave out those whose bytes are damaged, instead of failing on them later."""
+    """Read every picture before the first stage and leave out those whose bytes are damaged, instead of failing on them later. Of masks
+    nothing is read: a picture whose mask is damaged is trained on, and set aside where it would be scored."""
     cache: str | None = setting(None, key=False)
     """Folder of this node that stores with an address are brought to; none: a folder in the system's temporary one."""
 

@@ -168,10 +168,13 @@ class Store:
         return sink.hexdigest()
 
     def damaged(self, ids: Sequence[str]) -> dict[str, str]:
-        """Reads these samples whole, each once: id -> what is wrong, for those whose bytes are not those that were written."""
+        """Reads these pictures whole, each once: id -> what is wrong, for those whose bytes are not those that were written.
+
+        Masks are not looked at: what is trained on must not depend on them. A damaged one is named where it is scored against.
+        """
         for ident in ids:
             if ident not in self._looked_at:
-                self._looked_at[ident] = self._problem(self._row_of(ident))
+                self._looked_at[ident] = self._problem(self._row_of(ident), masks=False)
         return {ident: problem for ident in ids if (problem := self._looked_at[ident])}
 
     def verify(self) -> Iterator[tuple[str, str]]:
@@ -192,14 +195,17 @@ class Store:
                 if crc != entry["crc32"]:
                     yield entry["name"], "the file is damaged between its records"
 
-    def _problem(self, row: int) -> str | None:
+    def _problem(self, row: int, *, masks: bool = True) -> str | None:
         file, batch, at = (int(v) for v in self._index.place[row])
         try:
-            picture, *masks = self._columns(file, batch)
+            picture, *others = self._columns(file, batch)
         except UserError as error:
             return error.message
         digests = [("picture", picture, self._index.picture)]
-        digests += [(f"{kind} mask", column, self._index.masks[kind]) for kind, column in zip(self.info.mask_kinds, masks, strict=True)]
+        if masks:
+            digests += [
+                (f"{kind} mask", column, self._index.masks[kind]) for kind, column in zip(self.info.mask_kinds, others, strict=True)
+            ]
         wrong = []
         for name, column, expected in digests:
             there = column[at].is_valid
