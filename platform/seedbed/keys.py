@@ -117,6 +117,7 @@ class Keys:
             own = {"confident": [refine.confident_foreground, refine.confident_background], "crf": refine.label_crf.to_dict(only_key=True)}
         else:
             own = {"alphas": [refine.alpha_low, refine.alpha_high], "crf": refine.score_crf.to_dict(only_key=True)}
+            own["labels"] = "scores"  # averaged before they are decided on; an older form kept the decision of each pixel
         return {"refinement": refine.method, **own, "inputs": self._inputs(self.pseudo_ids)}
 
     def affinity_settings(self, seed: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import decode_png, label_record, maps_from, pixels_hash, png
+from seedbed.artefacts.records import decode_png, label_record, maps_from, pixels_hash, png, scored_label_record
 from seedbed.local import ImageWork
 from seedbed.refine.settings import RefineConfig
 from seedbed.types import Maps
@@ -68,7 +68,7 @@ class ConfidenceWork:
 
     def open(self) -> Callable[[str], Record]:
         from seedbed.data import open_store
-        from seedbed.refine.confidence import affinity_labels, irn_confidence
+        from seedbed.refine.confidence import affinity_labels, affinity_scores, irn_confidence
 
         store, maps, settings = open_store(self.store, cache=self.cache), Fragments(self.maps), self.settings
 
@@ -80,8 +80,8 @@ class ConfidenceWork:
                 pair = settings.confident_foreground, settings.confident_background
                 labels = irn_confidence(pixels, cam, found.classes, *pair, settings.label_crf)
             else:
-                alphas = settings.alpha_low, settings.alpha_high
-                labels = affinity_labels(pixels, cam, found.classes, *alphas, settings.score_crf)
+                scores = affinity_scores(pixels, cam, settings.alpha_low, settings.alpha_high, settings.score_crf)
+                return scored_label_record(ident, affinity_labels(scores, found.classes), scores, time.perf_counter() - began)
             return label_record(ident, labels, time.perf_counter() - began)
 
         return label

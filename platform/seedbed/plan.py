@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from seedbed.artefacts import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SEEDS, THRESHOLDS, WEIGHTS, Stage
+from seedbed.artefacts import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SCORED_LABELS, SEEDS, THRESHOLDS, WEIGHTS, Stage
 from seedbed.config import digest
 from seedbed.data import Store
 from seedbed.keys import BASELINES, Keys
@@ -91,7 +91,8 @@ class Plan:
 
     def confidence_stage(self, method: str, seed: int) -> Stage:
         inputs = {"maps": self.maps_stage(method, seed).key}
-        return self._stage("confidence", self.keys.confidence_settings(), LABELS, inputs, VERSIONS["confidence"], method)
+        schema = SCORED_LABELS if self.experiment.refine.method == "affinitynet" else LABELS
+        return self._stage("confidence", self.keys.confidence_settings(), schema, inputs, VERSIONS["confidence"], method)
 
     def affinity_stage(self, method: str, seed: int) -> Stage:
         inputs = {"confidence": self.confidence_stage(method, seed).key}

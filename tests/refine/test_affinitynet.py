@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made_labels import one_hot
 
+from seedbed.artefacts.records import SCORE_STEPS, scored_label_record, scores_from
 from seedbed.models.affinity import AffinityNet
 from seedbed.refine.affinitynet import pooled, walk_maps, walked
-from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, pair_affinity, pair_labels, reduced, reduced_labels, windows
+from seedbed.refine.affinitynet_loss import affinity_losses, pair_affinity, pair_labels, reduced, reduced_labels, windows
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.crf import with_background
 from seedbed.refine.random_walk import affinitynet_affinity, affinitynet_radius, walk
@@ -79,6 +81,8 @@ def test_labels(golden: Any) -> None:
     )
     labels = reduced_labels(scores, stride)
     np.testing.assert_array_equal(labels, case["lab_label"])
+    kept = scores_from(scored_label_record("a", np.zeros(scores.shape[2:], np.uint8), scores, 0.0))
+    np.testing.assert_array_equal(reduced_labels(kept / np.float32(SCORE_STEPS), stride), case["lab_label"])
     pairs = pair_labels(torch.from_numpy(labels)[None], int(case["radius"]))
     for found, name in zip(pairs, ("bg_pos", "fg_pos", "neg"), strict=True):
         np.testing.assert_array_equal(found[0].float(), case[f"lab_{name}"])
@@ -151,21 +155,18 @@ def test_a_picture_walks() -> None:
 # --- labels and loss by hand -------------------------------------------------------------------------
 
 
-def test_label_maps_as_scores() -> None:
-    """Through blocks: the majority decides, and what is ignored is background only where there is much of it."""
+def test_blocks_of_sure_pixels() -> None:
+    """The majority decides, and what nobody is sure of is background only where there is much of it."""
     labels = np.full((2, 8), IGNORE, np.uint8)
-    labels[:, 0:2] = 4
-    labels[:, 2:4] = [[4, IGNORE], [4, 4]]
+    labels[:, 0:2] = 1
+    labels[:, 2:4] = [[1, IGNORE], [1, 1]]
     labels[:, 4:6] = 0
     labels[:, 6:8] = [[0, IGNORE], [IGNORE, 0]]
-    scores, values = label_scores(labels)
-    assert values.tolist() == [0, 4, IGNORE] and scores.shape == (2, 3, 2, 8)
-    np.testing.assert_array_equal(reduced_labels(scores, 1, values), labels)
-    np.testing.assert_array_equal(reduced_labels(scores, 2, values), [[4, 4, 0, 0]])
-    beyond = np.zeros((2, 3, 2, 2), np.float32)
-    np.testing.assert_array_equal(reduced_labels(beyond, 2, values), [[IGNORE]])
-    nothing, values = label_scores(np.full((4, 4), IGNORE, np.uint8))
-    assert (reduced_labels(nothing, 2, values) == IGNORE).all()
+    scores = one_hot(labels)
+    np.testing.assert_array_equal(reduced_labels(scores, 1), labels)
+    np.testing.assert_array_equal(reduced_labels(scores, 2), [[1, 1, 0, 0]])
+    np.testing.assert_array_equal(reduced_labels(np.zeros((2, 3, 2, 2), np.float32), 2), [[IGNORE]])
+    assert (reduced_labels(one_hot(np.full((4, 4), IGNORE, np.uint8)), 2) == IGNORE).all()
 
 
 @pytest.mark.parametrize("value", [IGNORE, 0, 3])

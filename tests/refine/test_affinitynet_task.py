@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,73 +10,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_labels import one_hot, same_in_two_parts, scene, small_classifier, trained_and_resumed, write_labelled, write_weights
 from PIL import Image
 
-from seedbed import loop
-from seedbed.artefacts import LABELS, WEIGHTS, Stage
-from seedbed.artefacts.records import label_record, weights_record
-from seedbed.data import StoreInfo, StoreWriter
+from seedbed.artefacts.records import SCORE_STEPS, scored_label_record, scores_from
 from seedbed.data.jitter import STEPS, ColorJitter, changed
 from seedbed.data.transforms import generator, normalise
-from seedbed.models import build_network
 from seedbed.optim import PolySGD
 from seedbed.refine.affinitynet import features, load_affinitynet
-from seedbed.refine.affinitynet_loss import label_scores, pair_affinity, pair_labels, reduced_labels
+from seedbed.refine.affinitynet_loss import pair_affinity, pair_labels, reduced_labels
 from seedbed.refine.affinitynet_task import AffinityConfig, AffinityTask, augmented
-from seedbed.types import IGNORE, Sample, UserError
+from seedbed.refine.confidence import affinity_labels
+from seedbed.types import IGNORE, UserError
 
 STILL = ColorJitter(0, 0, 0, 0)
 SMALL = AffinityConfig(backbone="small", weights="none", epochs=2, batch=4, crop=40)
 Make = Callable[..., AffinityTask]
 
 
-def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright block, and a label of it with an ignored rim; odd sizes."""
-    rng = np.random.default_rng(number)
-    height, width = 30 + number % 5, 46 - number % 4
-    pixels = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
-    labels = np.zeros((height, width), np.uint8)
-    pixels[8:22, 9:30, number % 3] = 230
-    labels[6:24, 7:32] = IGNORE
-    labels[8:22, 9:30] = number % 3 + 1
-    return pixels, labels
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format="PNG")
-    return sink.getvalue()
-
-
 @pytest.fixture
 def make_task(tmp_path: Path) -> Make:
-    def make(
-        config: AffinityConfig = SMALL, count: int = 13, *, broken: int = -1, wrong: int = -1, missing: int = -1, **more: Any
-    ) -> AffinityTask:
-        stage = Stage(tmp_path / "out", "confidence", "k", LABELS)
-        ids = tuple(f"p{i:03d}" for i in range(count))
-        with StoreWriter(tmp_path / "store", StoreInfo("made", ("red", "green", "blue"))) as writer, stage.writer() as records:
-            for i, ident in enumerate(ids):
-                pixels, labels = scene(i)
-                content = encoded(pixels)[: 60 if i == broken else None]
-                writer.add(Sample(ident, content, *labels.shape, np.eye(3, dtype=np.uint8)[i % 3], "main"), splits=("train",))
-                if i != missing:
-                    records.add(label_record(ident, labels[:-1] if i == wrong else labels, 0.0))
-        return AffinityTask(str(tmp_path / "store"), None, ids, stage.folder, config, 5, **more)
+    def make(config: AffinityConfig = SMALL, count: int = 13, *, classifier: Path | None = None, **changes: Any) -> AffinityTask:
+        store, ids, labels = write_labelled(tmp_path, count, width=46, scored=True, **changes)
+        return AffinityTask(store, None, ids, labels, config, 5, classifier)
 
     return make
 
 
 def test_colors_are_torchvisions() -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
-    picture = Image.fromarray(scene(0)[0])
+    picture = Image.fromarray(scene(0, 46)[0])
     for what in STEPS[:3]:
         for amount in (-0.3, 0.17):
             theirs = getattr(functional, f"adjust_{what}")(picture, 1 + amount)
             np.testing.assert_array_equal(np.asarray(changed(picture, what, amount)), np.asarray(theirs))
     for amount in (-0.1, 0.07):
         np.testing.assert_array_equal(np.asarray(changed(picture, "hue", amount)), np.asarray(functional.adjust_hue(picture, amount)))
-    pixels = scene(1)[0]
+    pixels = scene(1, 46)[0]
     np.testing.assert_array_equal(STILL(pixels, generator(0, "x", "a")), pixels)
     one, other = (ColorJitter()(pixels, generator(0, "x", ident)) for ident in "ab")
     assert one.shape == pixels.shape and one.dtype == np.uint8 and (one != other).any()
@@ -85,10 +54,11 @@ def test_colors_are_torchvisions() -> None:
 
 def test_a_crop_as_the_recipe_makes_it() -> None:
     """Black around the picture, not the mean color; its labels ignored; mirrored together."""
-    pixels, labels = scene(3)
+    pixels, labels = scene(3, 46)
+    scores = (one_hot(labels) * SCORE_STEPS).astype(np.uint16)
     seen = set()
     for visit in range(12):
-        image, target = augmented(pixels, labels, generator(0, "a", "a", visit), SMALL.replace(jitter=STILL, crop=64))
+        image, target = augmented(pixels, scores, generator(0, "a", "a", visit), SMALL.replace(jitter=STILL, crop=64))
         rng = generator(0, "a", "a", visit)
         STILL(pixels, rng)
         top, left = (int(rng.integers(64 - side, endpoint=True)) for side in labels.shape)
@@ -106,22 +76,30 @@ def test_a_crop_as_the_recipe_makes_it() -> None:
                     assert target[y, x] == block[0, 0]
         seen.add(mirrored)
     assert seen == {True, False}
-    image, target = augmented(pixels, labels, generator(0, "a", "a"), SMALL.replace(crop=24, jitter=STILL), 4)
+    image, target = augmented(pixels, scores, generator(0, "a", "a"), SMALL.replace(crop=24, jitter=STILL), 4)
     assert image.shape == (3, 24, 24) and target.shape == (6, 6)
+
+
+def test_scores_are_averaged_before_they_are_decided_on() -> None:
+    """PSA's order (golden affinitynet, `lab_label`): three pixels that are hardly of a class do not outweigh one that surely is not."""
+    scores = np.zeros((2, 2, 8, 8), np.float32)
+    scores[:, 1] = 0.51
+    scores[:, 1, ::2, ::2] = 0.0
+    scores[:, 0] = 1 - scores[:, 1]
+    alone = affinity_labels(scores, np.array([6]))
+    assert (alone == 7).mean() == 0.75
+    stored = scored_label_record("a", alone, scores, 0.0)
+    assert np.abs(scores_from(stored) / SCORE_STEPS - scores).max() <= 0.5 / SCORE_STEPS
+    _, target = augmented(np.zeros((8, 8, 3), np.uint8), scores_from(stored), np.random.default_rng(0), SMALL.replace(crop=8), 8)
+    assert target.tolist() == [[0]], "the mean says background, though most pixels do not"
 
 
 def test_a_step_depends_on_its_number_alone(make_task: Make) -> None:
     task = make_task()
     task.open()
     assert task.steps == 6
-    whole = task.batch(4, 0, 1)
-    again = pickle.loads(pickle.dumps(task))
-    again.open()
-    parts = [again.batch(4, rank, 2) for rank in (1, 0)][::-1]
-    torch.testing.assert_close(torch.cat([p.images_nchw for p in parts]), whole.images_nchw, rtol=0, atol=0)
-    torch.testing.assert_close(torch.cat([p.labels_nhw for p in parts]), whole.labels_nhw, rtol=0, atol=0)
+    whole = same_in_two_parts(task, pickle.loads(pickle.dumps(task)), 4)
     assert whole.labels_nhw.shape == (4, 10, 10)  # stride 4 of the small network
-    assert task.identity() == again.identity()
 
 
 def test_groups_and_rates(make_task: Make) -> None:
@@ -135,56 +113,28 @@ def test_groups_and_rates(make_task: Make) -> None:
 
 def test_trains_stops_and_goes_on_with_the_same_bits(make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SMALL.replace(epochs=12, lr=0.1)
-    loop.train(make_task(config), tmp_path / "whole")
-    weights = torch.load(tmp_path / "whole" / "weights.pt", weights_only=True)
-    lines = [entry["terms"] for entry in loop.read_log(tmp_path / "whole") if "terms" in entry]
+    weights, log = trained_and_resumed(make_task, config, tmp_path, monkeypatch)
+    lines = [entry["terms"] for entry in log if "terms" in entry]
     assert set(lines[0]) == {"bg", "fg", "neg"} and sum(lines[-1].values()) < sum(lines[0].values())
 
-    class Stopped(Exception):
-        pass
-
-    plain = AffinityTask.batch
-
-    def until(self: AffinityTask, step: int, rank: int, world: int) -> Any:
-        if step == 13:
-            raise Stopped
-        return plain(self, step, rank, world)
-
-    monkeypatch.setattr(AffinityTask, "batch", until)
-    with pytest.raises(Stopped):
-        loop.train(make_task(config.replace(checkpoint_every=5)), tmp_path / "stopped")
-    assert (tmp_path / "stopped" / "checkpoint.pt").exists()
-    monkeypatch.undo()
-    loop.train(make_task(config.replace(checkpoint_every=5)), tmp_path / "stopped")
-    resumed = torch.load(tmp_path / "stopped" / "weights.pt", weights_only=True)
-    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
-
-    stage = Stage(tmp_path / "out", "affinity", "w", WEIGHTS)
-    with stage.writer() as writer:
-        for name, value in weights.items():
-            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
-    net = load_affinitynet(stage.folder, config, "cpu")
-    pixels, labels = scene(0)
+    net = load_affinitynet(write_weights(tmp_path, "affinity", weights), config, "cpu")
+    pixels, labels = scene(0, 46)
     affinity = pair_affinity(torch.nn.functional.elu(features(net, pixels))[None], 5)
-    scores, values = label_scores(np.pad(labels, [(0, -side % 4) for side in labels.shape], constant_values=IGNORE))
-    pairs = pair_labels(torch.from_numpy(reduced_labels(scores, 4, values))[None], 5)
+    scores = one_hot(np.pad(labels, [(0, -side % 4) for side in labels.shape], constant_values=IGNORE))
+    pairs = pair_labels(torch.from_numpy(reduced_labels(scores, 4))[None], 5)
     alike, differ = (affinity[chosen].mean() for chosen in (pairs.foreground, pairs.different))
     assert alike > 3 * differ  # the block is told from what lies around it
 
 
 def test_the_classifiers_backbone(make_task: Make, tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "out", "classifier", "c", WEIGHTS)
-    classifier = build_network("small", 3)
-    with stage.writer() as writer:
-        for name, value in classifier.state_dict().items():
-            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
-    task = make_task(SMALL.replace(weights="classifier"), classifier=stage.folder)
+    classifier, folder = small_classifier(tmp_path)
+    task = make_task(SMALL.replace(weights="classifier"), classifier=folder)
     task.open()
     model = task.build()
     taken = model.backbone.state_dict()  # type: ignore[union-attr, operator]
-    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in taken.items())
+    assert all(torch.equal(value, classifier[name]) for name, value in taken.items())
     assert task.facts()["initial_weights"] == "classifier"
-    other = AffinityTask(task.store, None, task.ids, task.labels, SMALL.replace(backbone="resnet18", weights="classifier"), 5, stage.folder)
+    other = AffinityTask(task.store, None, task.ids, task.labels, SMALL.replace(backbone="resnet18", weights="classifier"), 5, folder)
     other.open()
     with pytest.raises(UserError, match="no resnet18"):
         other.build()

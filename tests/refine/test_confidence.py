@@ -77,20 +77,21 @@ def test_affinity_labels_are_class_ids() -> None:
     maps = np.zeros((2, 24, 30), np.float32)
     maps[0, :, 18:] = 0.95
     maps[1, 2:6, 2:6] = 0.3
-    labels = affinity_labels(pixels, maps, np.array([3, 8]), 4, 24)
+    scores = affinity_scores(pixels, maps, 4, 24)
+    labels = affinity_labels(scores, np.array([3, 8]))
     assert set(np.unique(labels)) <= {0, 4, 9, IGNORE} and (labels[:, 20:] == 4).all()
-    positions = affinity_positions(affinity_scores(pixels, maps, 4, 24))
+    positions = affinity_positions(scores)
     np.testing.assert_array_equal(labels == IGNORE, positions == IGNORE)
 
 
 def test_no_class_is_background() -> None:
     pixels, nothing, none = np.zeros((3, 4, 3), np.uint8), np.zeros((0, 3, 4), np.float32), np.zeros(0, np.int64)
     assert not irn_confidence(pixels, nothing, none, 0.35, 0.17).any()
-    assert not affinity_labels(pixels, nothing, none, 4, 24).any()
+    assert not affinity_labels(affinity_scores(pixels, nothing, 4, 24), none).any()
 
 
 def test_one_pixel() -> None:
     pytest.importorskip("pydensecrf")
     pixels, one = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 1), 0.9, np.float32)
     assert irn_confidence(pixels, one, np.array([5]), 0.35, 0.17).shape == (1, 1)
-    assert affinity_labels(pixels, one, np.array([5]), 4, 24).tolist() == [[6]]
+    assert affinity_labels(affinity_scores(pixels, one, 4, 24), np.array([5])).tolist() == [[6]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,71 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_labels import same_in_two_parts, scene, small_classifier, trained_and_resumed, write_labelled, write_weights
 from PIL import Image
 
 from seedbed import loop
-from seedbed.artefacts import LABELS, WEIGHTS, Stage
-from seedbed.artefacts.records import label_record, weights_record
-from seedbed.data import StoreInfo, StoreWriter
 from seedbed.data.transforms import generator, normalise
-from seedbed.models import build_network
 from seedbed.optim import PolySGD
 from seedbed.refine.irn import irn_edge, load_irn
 from seedbed.refine.irn_task import SHIFT, IrnConfig, IrnTask, IrnWalk, augmented
-from seedbed.types import IGNORE, Sample, UserError
+from seedbed.types import IGNORE, UserError
 
 SMALL = IrnConfig(backbone="small", weights="none", epochs=2, batch=4, crop=32, radius=3, scale_low=0.8, scale_high=1.2)
 Make = Callable[..., IrnTask]
 
 
-def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright block, and a label of it with an ignored rim; odd sizes."""
-    rng = np.random.default_rng(number)
-    height, width = 30 + number % 5, 40 - number % 4
-    pixels = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
-    labels = np.zeros((height, width), np.uint8)
-    pixels[8:22, 9:30, number % 3] = 230
-    labels[6:24, 7:32] = IGNORE
-    labels[8:22, 9:30] = number % 3 + 1
-    return pixels, labels
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format="PNG")
-    return sink.getvalue()
-
-
 @pytest.fixture
 def make_task(tmp_path: Path) -> Make:
-    def make(
-        config: IrnConfig = SMALL,
-        count: int = 13,
-        *,
-        broken: int = -1,
-        wrong: int = -1,
-        missing: int = -1,
-        ignored: bool = False,
-        **changes: Any,
-    ) -> IrnTask:
-        stage = Stage(tmp_path / "out", "confidence", "k", LABELS)
-        with StoreWriter(tmp_path / "store", StoreInfo("made", ("red", "green", "blue"))) as writer, stage.writer() as records:
-            for i in range(count):
-                pixels, labels = scene(i)
-                content = encoded(pixels)[: 60 if i == broken else None]
-                writer.add(Sample(f"p{i:03d}", content, *labels.shape, np.eye(3, dtype=np.uint8)[i % 3], "main"), splits=("train",))
-                labels = np.full_like(labels, IGNORE) if ignored else labels[:-1] if i == wrong else labels
-                if i != missing:
-                    records.add(label_record(f"p{i:03d}", labels, 0.0))
-        ids = tuple(f"p{i:03d}" for i in range(count))
-        return IrnTask(str(tmp_path / "store"), None, ids, stage.folder, config, 5, **changes)
+    def make(config: IrnConfig = SMALL, count: int = 13, *, classifier: Path | None = None, **changes: Any) -> IrnTask:
+        store, ids, labels = write_labelled(tmp_path, count, width=40, **changes)
+        return IrnTask(store, None, ids, labels, config, 5, classifier)
 
     return make
 
 
 def test_a_crop_as_the_recipe_makes_it() -> None:
     """Scale, mirror and place applied by Pillow to the whole; the reduced label is Pillow's nearest."""
-    pixels, labels = scene(3)
+    pixels, labels = scene(3, 40)
     config = SMALL.replace(crop=64, scale_low=0.5, scale_high=1.5)
     seen = set()
     for visit in range(12):
@@ -106,14 +66,8 @@ def test_a_step_depends_on_its_number_alone(make_task: Make) -> None:
     task = make_task()
     task.open()
     assert task.steps == 6
-    whole = task.batch(4, 0, 1)
-    again = pickle.loads(pickle.dumps(task))
-    again.open()
-    parts = [again.batch(4, rank, 2) for rank in (1, 0)][::-1]
-    torch.testing.assert_close(torch.cat([p.images_nchw for p in parts]), whole.images_nchw, rtol=0, atol=0)
-    torch.testing.assert_close(torch.cat([p.labels_nhw for p in parts]), whole.labels_nhw, rtol=0, atol=0)
+    whole = same_in_two_parts(task, pickle.loads(pickle.dumps(task)), 4)
     assert whole.labels_nhw.shape == (4, 8, 8) and whole.labels_nhw.dtype == torch.uint8
-    assert task.identity() == again.identity()
     assert sorted(task.pictures.order(0)) == sorted(task.pictures.order(1)) and task.pictures.order(0) != task.pictures.order(1)
 
 
@@ -128,43 +82,17 @@ def test_groups_and_rates(make_task: Make) -> None:
 def test_trains_stops_and_goes_on_with_the_same_bits(make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the loop; the network then finds the block's outline, and the log has the mean displacement."""
     config = SMALL.replace(epochs=8, lr=0.5)
-    loop.train(make_task(config), tmp_path / "whole")
-    weights = torch.load(tmp_path / "whole" / "weights.pt", weights_only=True)
-    log = loop.read_log(tmp_path / "whole")
+    weights, log = trained_and_resumed(make_task, config, tmp_path, monkeypatch)
     lines = [entry["terms"] for entry in log if "terms" in entry]
     assert set(lines[0]) == {"pos", "neg", "dp_fg", "dp_bg"} and sum(lines[-1].values()) < sum(lines[0].values())
-
-    class Stopped(Exception):
-        pass
-
-    task = make_task(config.replace(checkpoint_every=5), count=13)
-    plain = IrnTask.batch
-
-    def until(self: IrnTask, step: int, rank: int, world: int) -> Any:
-        if step == 13:
-            raise Stopped
-        return plain(self, step, rank, world)
-
-    monkeypatch.setattr(IrnTask, "batch", until)
-    with pytest.raises(Stopped):
-        loop.train(task, tmp_path / "stopped")
-    assert (tmp_path / "stopped" / "checkpoint.pt").exists()
-    monkeypatch.undo()
-    loop.train(make_task(config.replace(checkpoint_every=5)), tmp_path / "stopped")
-    resumed = torch.load(tmp_path / "stopped" / "weights.pt", weights_only=True)
-    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
     done = IrnTask.finished(weights, log)
     means = [entry for entry in log if SHIFT[0] in entry]
     assert len(means) == 1 and not weights["mean_shift.running_mean"].any()
     np.testing.assert_allclose(done["mean_shift.running_mean"], [means[0][name] for name in SHIFT], rtol=1e-6)
-    stage = Stage(tmp_path / "out", "irn", "w", WEIGHTS)
-    with stage.writer() as writer:
-        for name, value in done.items():
-            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
-    net = load_irn(stage.folder, config, "cpu")
+    net = load_irn(write_weights(tmp_path, "irn", done), config, "cpu")
     assert torch.equal(net.mean_shift.running_mean, done["mean_shift.running_mean"]) and not net.training
-    edge = irn_edge(net, scene(20)[0], IrnWalk(pad=0))  # a picture not trained on: boundaries around the block, none in it
+    edge = irn_edge(net, scene(20, 40)[0], IrnWalk(pad=0))  # a picture not trained on: boundaries around the block, none in it
     assert edge[2:5, 3:7].mean() < 0.5 * torch.cat([edge[1, 3:7], edge[6, 3:7], edge[2:5, 1], edge[2:5, 8]]).mean()
     again = make_task(config)
     again.open()
@@ -186,17 +114,13 @@ def test_two_workers_share_the_pictures_of_the_mean(make_task: Make) -> None:
 
 
 def test_the_classifiers_backbone(make_task: Make, tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "out", "classifier", "c", WEIGHTS)
-    classifier = build_network("small", 3)
-    with stage.writer() as writer:
-        for name, value in classifier.state_dict().items():
-            writer.add(weights_record(name, value.numpy(), value.numpy().dtype.str))
-    task = make_task(SMALL.replace(weights="classifier"), classifier=stage.folder)
+    classifier, folder = small_classifier(tmp_path)
+    task = make_task(SMALL.replace(weights="classifier"), classifier=folder)
     task.open()
     taken = task.build().backbone.state_dict()
-    assert all(torch.equal(value, classifier.state_dict()[name]) for name, value in taken.items())
+    assert all(torch.equal(value, classifier[name]) for name, value in taken.items())
     assert task.facts()["initial_weights"] == "classifier"
-    other = IrnTask(task.store, None, task.ids, task.labels, SMALL.replace(backbone="resnet18", weights="classifier"), 5, stage.folder)
+    other = IrnTask(task.store, None, task.ids, task.labels, SMALL.replace(backbone="resnet18", weights="classifier"), 5, folder)
     other.open()
     with pytest.raises(UserError, match="no resnet18"):
         other.build()
@@ -232,7 +156,7 @@ def test_no_picture_is_left(make_task: Make) -> None:
 
 def test_labels_that_ignore_everything(make_task: Make, tmp_path: Path) -> None:
     """Nothing to learn: every loss is 0, and the weights only decay."""
-    loop.train(make_task(SMALL.replace(epochs=1, mean_shift=False), ignored=True), tmp_path / "run")
+    loop.train(make_task(SMALL.replace(epochs=1, mean_shift=False), change=lambda labels: np.full_like(labels, IGNORE)), tmp_path / "run")
     entries = [entry for entry in loop.read_log(tmp_path / "run") if "terms" in entry]
     assert set(entries[-1]["terms"].values()) == {0.0}
 

@@ -54,6 +54,15 @@ LABELS = stage_schema(
     column("label_map", pa.binary(), volatile=True),  # PNG
     column("seconds", pa.float64(), volatile=True),
 )
+SCORED_LABELS = stage_schema(
+    column("height", pa.int32()),
+    column("width", pa.int32()),
+    column("pixels", pa.string()),
+    column("score_pixels", pa.string()),
+    column("label_map", pa.binary(), volatile=True),  # PNG: what the scores say of each pixel by itself
+    column("scores", pa.binary(), volatile=True),  # PNG of 16 bits: the planes of the random field's two scores below one another
+    column("seconds", pa.float64(), volatile=True),
+)
 MASKS = stage_schema(
     column("height", pa.int32()),
     column("width", pa.int32()),
@@ -85,6 +94,9 @@ WEIGHTS = stage_schema(
     column("shape", pa.list_(pa.int64())),
     column("data", pa.large_binary()),
 )
+
+
+SCORE_STEPS = 65535
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -185,8 +197,24 @@ def label_record(ident: str, label_map: np.ndarray, seconds: float) -> dict[str,
     }
 
 
+def scored_label_record(ident: str, label_map: np.ndarray, scores_2nhw: np.ndarray, seconds: float) -> dict[str, Any]:
+    """A label map with the (2, n + 1, h, w) scores in 0..1 that it was made of, kept in steps of 1 / SCORE_STEPS."""
+    from PIL import Image
+
+    planes = np.rint(np.clip(scores_2nhw, 0, 1) * np.float32(SCORE_STEPS)).astype("<u2").reshape(-1, scores_2nhw.shape[-1])
+    sink = io.BytesIO()
+    Image.fromarray(planes).save(sink, format="PNG", compress_level=3)
+    score_pixels = hashlib.sha256(planes.tobytes()).hexdigest()
+    return {**label_record(ident, label_map, seconds), "score_pixels": score_pixels, "scores": sink.getvalue()}
+
+
+def scores_from(record: Mapping[str, Any]) -> np.ndarray:
+    """(2, n + 1, h, w) uint16, SCORE_STEPS for 1."""
+    return decode_png(record["scores"]).astype(np.uint16, copy=False).reshape(2, -1, record["height"], record["width"])
+
+
 def decode_png(content: bytes) -> np.ndarray:
-    """The (h, w) uint8 label map of a PNG."""
+    """The (h, w) label map of a PNG, uint8; uint16 where it has 16 bits."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as picture:

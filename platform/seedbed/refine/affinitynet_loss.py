@@ -103,30 +103,15 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum() / (chosen.sum() + TINY)
 
 
-def label_scores(labels_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A label map (class index + 1, 0, IGNORE) as the scores it stands for, (2, n + 1, h, w) float32, and the n + 1 values they are of.
-
-    What is ignored is background where there is much of it, and something else, the last value, where there is little.
-    """
-    values = np.unique(np.concatenate([[0, IGNORE], labels_hw.ravel()])).astype(np.uint8)
-    both = np.stack([np.where(labels_hw == IGNORE, 0, labels_hw), labels_hw])
-    return (both[:, None] == values[:, None, None]).astype(np.float32), values
-
-
 def reduced(scores_2nhw: np.ndarray, stride: int) -> np.ndarray:
     """Means over blocks of stride x stride pixels (golden affinitynet, `lab_pooled`); both sides must be multiples of it."""
     *head, h, w = scores_2nhw.shape
     return scores_2nhw.reshape(*head, h // stride, stride, w // stride, stride).mean((-3, -1))
 
 
-def reduced_labels(scores_2nhw: np.ndarray, stride: int, values: np.ndarray | None = None) -> np.ndarray:
-    """Golden affinitynet, `lab_label`. Scores of a crop -> (h / stride, w / stride) uint8 labels: positions, or what they stand for.
+def reduced_labels(scores_2nhw: np.ndarray, stride: int) -> np.ndarray:
+    """Golden affinitynet, `lab_label`. Scores of a crop, averaged first -> (h / stride, w / stride) uint8 positions, IGNORE.
 
     Positions and class indices are equivalent within a picture, and no pair spans two (README, difference 25).
     """
-    positions = affinity_positions(reduced(scores_2nhw, stride))
-    if values is None:
-        return positions
-    out = values[np.where(positions == IGNORE, 0, positions)]
-    out[positions == IGNORE] = IGNORE
-    return out
+    return affinity_positions(reduced(scores_2nhw, stride))

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.artefacts import Fragments
+from seedbed.artefacts.records import SCORE_STEPS
 from seedbed.config import digest
 from seedbed.data.transforms import generator, normalise
 from seedbed.loop import share
 from seedbed.models.affinity import AffinityNet
 from seedbed.optim import Optimizer, PolySGD
-from seedbed.refine.affinitynet_loss import affinity_losses, label_scores, reduced_labels
+from seedbed.refine.affinitynet_loss import affinity_losses, reduced_labels
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.initial_backbone import fill_backbone
-from seedbed.refine.labelled_pictures import LabelledPictures, window
+from seedbed.refine.labelled_pictures import ScoredPictures, window
 from seedbed.types import StepOutput
 
 __all__ = ["AffinityBatch", "AffinityConfig", "AffinityTask", "augmented"]
@@ -28,7 +29,7 @@ __all__ = ["AffinityBatch", "AffinityConfig", "AffinityTask", "augmented"]
 
 @dataclass(frozen=True)
 class AffinityBatch:
-    """images_nchw float32 normalised; labels_nhw uint8 at the network's stride: 0 background, class index + 1, IGNORE."""
+    """images_nchw float32 normalised; labels_nhw uint8 at the network's stride: 0 background, place in the picture's classes + 1, IGNORE."""
 
     images_nchw: Tensor
     labels_nhw: Tensor
@@ -43,7 +44,7 @@ class AffinityTask:
     cache: str | None
     ids: tuple[str, ...]
     labels: Path
-    """Folder of the labels' artefact (`confidence.affinity_labels`)."""
+    """Folder of the artefact with the random field's scores (`confidence.affinity_scores`)."""
     config: AffinityConfig
     seed: int
     classifier: Path | None = None
@@ -53,7 +54,7 @@ class AffinityTask:
     def __post_init__(self) -> None:
         self.config = self.config.resolved()
         self.batch_size, self.pace = self.config.batch, self.config.pace()
-        self._pictures: LabelledPictures | None = None
+        self._pictures: ScoredPictures | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")} | {"_pictures": None}
@@ -63,14 +64,14 @@ class AffinityTask:
     def open(self) -> None:
         if self._pictures is None:
             megabytes, stage = self.config.decoded_mb, "affinitynet"
-            pictures = LabelledPictures(self.store, self.cache, self.labels, self.ids, self.set_aside, megabytes, stage, self.seed)
+            pictures = ScoredPictures(self.store, self.cache, self.labels, self.ids, self.set_aside, megabytes, stage, self.seed)
             self._epoch_steps = pictures.steps(self.batch_size, "--refine.affinitynet.batch")
             with torch.device("meta"):
                 self._stride = AffinityNet(self.config.backbone).stride
             self._pictures = pictures
 
     @property
-    def pictures(self) -> LabelledPictures:
+    def pictures(self) -> ScoredPictures:
         assert self._pictures is not None, "open() comes first"
         return self._pictures
 
@@ -88,8 +89,8 @@ class AffinityTask:
         rows = range(at * self.batch_size, (at + 1) * self.batch_size)[share(self.batch_size, rank, world)]
         found = [self.pictures.at(order, row) for row in rows]
         made = [
-            augmented(pixels, labels, generator(self.seed, "affinitynet", ident, epoch), self.config, self._stride)
-            for ident, pixels, labels in found
+            augmented(pixels, scores, generator(self.seed, "affinitynet", ident, epoch), self.config, self._stride)
+            for ident, pixels, scores in found
         ]
         images, labels = (torch.stack(part) for part in zip(*made, strict=True))
         return AffinityBatch(images, labels, tuple(ident for ident, _, _ in found))
@@ -139,21 +140,19 @@ class AffinityTask:
 
 
 def augmented(
-    pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator, config: AffinityConfig, stride: int = 8
+    pixels: np.ndarray, scores_2nhw: np.ndarray, rng: np.random.Generator, config: AffinityConfig, stride: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """RECIPES, section 4b: a picture (h, w, 3) and its label (h, w), both uint8, to a crop (3, crop, crop) float32 and its labels at the
-    stride, uint8.
+    """RECIPES, section 4b: a picture (h, w, 3) uint8 and its scores (2, n + 1, h, w) uint16 (`scores_from`) to a crop (3, crop, crop)
+    float32 and its labels at the stride, uint8: the scores are averaged first, and only then is a place called sure of a class.
 
     Draws, in this order: colors, rows, columns, mirror. Not resized. What the crop has beyond the picture is black, not the mean color:
-    the official code normalises after it; its labels are ignored.
+    the official code normalises after it; it has no scores, and its labels are ignored.
     """
     colored = config.jitter(pixels, rng)
-    (rows, into_rows), (columns, into_columns) = (window(side, config.crop, rng) for side in labels.shape)
+    (rows, into_rows), (columns, into_columns) = (window(side, config.crop, rng) for side in pixels.shape[:2])
     way = -1 if config.flip and rng.random() < 0.5 else 1
     image = np.zeros((config.crop, config.crop, 3), np.uint8)
     image[into_rows, into_columns] = colored[rows, columns]
-    known, values = label_scores(labels[rows, columns])
-    scores = np.zeros((*known.shape[:2], config.crop, config.crop), np.float32)
-    scores[:, :, into_rows, into_columns] = known
-    reduced = reduced_labels(scores[..., ::way], stride, values)
-    return normalise(image[:, ::way]), torch.from_numpy(reduced)
+    scores = np.zeros((*scores_2nhw.shape[:2], config.crop, config.crop), np.float32)
+    scores[:, :, into_rows, into_columns] = scores_2nhw[:, :, rows, columns] / np.float32(SCORE_STEPS)
+    return normalise(image[:, ::way]), torch.from_numpy(reduced_labels(scores[..., ::way], stride))

@@ -59,7 +59,12 @@ def irn_confidence(
 
 
 def affinity_scores(pixels: np.ndarray, maps_nhw: np.ndarray, low: float, high: float, crf: DenseCrf | None = None) -> np.ndarray:
-    """(2, n + 1, h, w) float32: the random field's scores of PSA with the background's score to the power low, then high."""
+    """(2, n + 1, h, w) float32: the random field's scores of PSA with the background's score to the power low, then high.
+
+    pixels (h, w, 3) uint8 RGB; maps_nhw (n, h, w) float32 in [0, 1]. No class: background, surely.
+    """
+    if not len(maps_nhw):
+        return np.ones((2, 1, *pixels.shape[:2]), np.float32)
     return np.stack([score_crf(pixels, with_background(maps_nhw, alpha), crf) for alpha in (low, high)])
 
 
@@ -76,14 +81,9 @@ def affinity_positions(scores_2nhw: np.ndarray) -> np.ndarray:
     return out
 
 
-def affinity_labels(
-    pixels: np.ndarray, maps_nhw: np.ndarray, classes: np.ndarray, low: float, high: float, crf: DenseCrf | None = None
-) -> np.ndarray:
-    """PSA's labels at full size: class index + 1, 0 background, IGNORE, (h, w) uint8. Arguments as of `irn_confidence`, maps as of
-    `affinity_scores`. No class: background."""
-    if not len(classes):
-        return np.zeros(pixels.shape[:2], np.uint8)
-    positions = affinity_positions(affinity_scores(pixels, maps_nhw, low, high, crf))
+def affinity_labels(scores_2nhw: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """What the scores of PSA say of each pixel by itself: class index + 1, 0 background, IGNORE, (h, w) uint8. `classes`: (n,)."""
+    positions = affinity_positions(scores_2nhw)
     out = class_values(classes)[np.where(positions == IGNORE, 0, positions)]
     out[positions == IGNORE] = IGNORE
     return out

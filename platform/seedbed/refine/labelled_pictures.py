@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from seedbed.artefacts import Fragments
-from seedbed.artefacts.records import seeds_from
+from seedbed.artefacts.records import decode_png, scores_from
 from seedbed.data.store import open_store
 from seedbed.data.transforms import generator
 from seedbed.types import UserError
@@ -65,25 +65,37 @@ class LabelledPictures:
         remedy = f"make the store again from a whole devkit, and the {self.several} from it"
         raise UserError(f"no picture with a {self.called} can be used", file=self.folder, field="picture", remedy=remedy)
 
+    def labels(self, ident: str) -> np.ndarray:
+        """(h, w) uint8."""
+        return decode_png(self.records[ident]["label_map"])
+
     def pair(self, ident: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(h, w, 3) and (h, w), both uint8; None where it is set aside."""
+        """(h, w, 3) uint8 and the labels; None where it is set aside."""
         found = self._decoded.get(ident)
         if found is not None or ident in self.set_aside:
             return found
         try:
-            pixels, labels = self.store[ident].pixels(), seeds_from(self.records[ident]).label_map
+            pixels, labels = self.store[ident].pixels(), self.labels(ident)
         except Exception as error:  # one bad picture never ends a run
             reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.set_aside[ident] = reason.splitlines()[0][:300]
             return None
-        if labels.shape != pixels.shape[:2]:
-            sizes = (f"{a.shape[0]} x {a.shape[1]}" for a in (labels, pixels))
+        if labels.shape[-2:] != pixels.shape[:2]:
+            sizes = (f"{height} x {width}" for height, width in (labels.shape[-2:], pixels.shape[:2]))
             self.set_aside[ident] = "its label has {} pixels, the picture {}".format(*sizes)
             return None
         if pixels.nbytes + labels.nbytes <= self._room:
             self._room -= pixels.nbytes + labels.nbytes
             self._decoded[ident] = pixels, labels
         return pixels, labels
+
+
+class ScoredPictures(LabelledPictures):
+    """With the scores that the labels are made of after the crop."""
+
+    def labels(self, ident: str) -> np.ndarray:
+        """(2, n + 1, h, w) uint16, see `scores_from`."""
+        return scores_from(self.records[ident])
 
 
 def window(side: int, crop: int, rng: np.random.Generator) -> tuple[slice, slice]:
