@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from whole_study import WHOLE, whole
+from whole_study import WHOLE, digests, scrambled, whole
 
 from seedbed.artefacts import find_stages, open_stage
 from seedbed.study import run
@@ -39,13 +39,6 @@ def copy(reference: Path, tmp_path: Path) -> Path:
 
 def keys(out: Path) -> set[tuple[str, str]]:
     return {(m["stage"], m["key"]) for m in find_stages(out)}
-
-
-def digests(out: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for m in find_stages(out):
-        found.setdefault(m["stage"], []).append(m["digest"])
-    return {stage: sorted(values) for stage, values in found.items()}
 
 
 def test_every_stage_is_scored(reference: Path) -> None:
@@ -130,26 +123,34 @@ def test_until_mask_trains_no_segmenter(copy: Path) -> None:
 
 def test_masks_reach_the_scores_alone(reference: Path, tmp_path: Path) -> None:
     """Every mask upside down: all that is trained, made or predicted is bit-identical; scores are not."""
-    from seedbed.artefacts.records import png
-    from seedbed.data import StoreWriter, open_store
     from seedbed.pipeline import Experiment
-    from seedbed.types import Sample
 
-    store = open_store(next((reference / "data").iterdir()))
-    splits: dict[str, list[str]] = {i: [s for s in store.info.splits if i in set(store.ids(s))] for i in store.ids()}
-    with StoreWriter(tmp_path / "scrambled", store.info) as writer:
-        for ident in store.ids():
-            s = store[ident]
-            masks = {k: png(np.ascontiguousarray(s.mask(k)[::-1])) for k in s.masks}  # type: ignore[index]
-            writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, s.labels, s.label_source, masks), splits[ident])
     changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")}
-    run(Experiment(name="whole", out=str(tmp_path / "out")).replace(**{**changes, "data.store": str(tmp_path / "scrambled")}))
+    changes["data.store"] = scrambled(reference, tmp_path / "scrambled")
+    run(Experiment(name="whole", out=str(tmp_path / "out")).replace(**changes))
     mine, theirs = digests(tmp_path / "out"), digests(reference)
     for stage in ("classifier", "maps", "confidence", "affinity", "masks", "segmenter", "retrained", "predictions"):
         assert mine[stage] == theirs[stage], f"{stage} has seen the masks"
     assert mine["scored"] != theirs["scored"]
     trained = ("classifier", "maps", "confidence", "affinity", "masks", "segmenter", "retrained")
     assert {k for k in keys(tmp_path / "out") if k[0] in trained} == {k for k in keys(reference) if k[0] in trained}, "keys know the masks"
+
+
+def test_masks_of_val_reach_its_scores_alone(copy: Path, reference: Path, tmp_path: Path) -> None:
+    """Those of val alone upside down: every stage but the predictions on val is found under its key, and these are the same labels."""
+    from seedbed.pipeline import Experiment
+
+    changes = {k: v for k, v in WHOLE.items() if not k.startswith("shapes.")}
+    store = scrambled(reference, tmp_path / "scrambled", ("val",))
+    result = run(Experiment(name="whole", out=str(copy)).replace(**{**changes, "data.store": store}))
+    assert {stage.name.split()[0] for stage in result.stages if stage.computed} == {"predictions"}
+    new = keys(copy) - keys(reference)
+    assert len(new) == 1 and {k for k, _ in new} == {"predictions"}
+    assert set(digests(copy)["predictions"]) == set(digests(reference)["predictions"]), "a prediction has seen the masks"
+    before = json.loads((reference / "scores.json").read_text())["rows"]
+    values = [{(r["stage"], r["split"], r["metric"]): r["value"] for r in rows if r["method"] == "cam"} for rows in (before, result.rows)]
+    moved = {(stage, split) for (stage, split, metric), value in values[0].items() if values[1].get((stage, split, metric)) != value}
+    assert moved == {("segmentation", "val")}
 
 
 def test_a_damaged_mask_costs_its_score_alone(copy: Path, reference: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whole_study import digests, scrambled
 
 from seedbed.artefacts import find_stages, open_stage
 from seedbed.pipeline import Experiment, RibConfig, ShapesExperiment
@@ -35,13 +36,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
     run(tiny(out))
     return out
-
-
-def digests(out: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for m in find_stages(out):
-        found.setdefault(m["stage"], []).append(m["digest"])
-    return {stage: sorted(values) for stage, values in found.items()}
 
 
 def test_leaves_what_the_interface_says(reference: Path) -> None:
@@ -123,20 +117,11 @@ def test_a_lost_map_is_the_only_one_made_again(reference: Path, tmp_path: Path) 
 
 def test_masks_reach_the_scores_alone(reference: Path, tmp_path: Path) -> None:
     """Every mask upside down, pictures and labels as they were: classifier and maps are bit-identical, scores are not."""
-    from seedbed.artefacts.records import png
-    from seedbed.data import StoreWriter, open_store
     from seedbed.pipeline import Experiment
-    from seedbed.types import Sample
 
-    store = open_store(next((reference / "data").iterdir()))
-    splits: dict[str, list[str]] = {i: [s for s in store.info.splits if i in set(store.ids(s))] for i in store.ids()}
-    with StoreWriter(tmp_path / "scrambled", store.info) as writer:
-        for ident in store.ids():
-            s = store[ident]
-            masks = {k: png(np.ascontiguousarray(s.mask(k)[::-1])) for k in s.masks}  # type: ignore[index]
-            writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, s.labels, s.label_source, masks), splits[ident])
     changes = {k: v for k, v in TINY.items() if not k.startswith("shapes.")}
-    run(Experiment(name="tiny", out=str(tmp_path / "out")).replace(**{**changes, "data.store": str(tmp_path / "scrambled")}))
+    changes["data.store"] = scrambled(reference, tmp_path / "scrambled")
+    run(Experiment(name="tiny", out=str(tmp_path / "out")).replace(**changes))
     mine, theirs = digests(tmp_path / "out"), digests(reference)
     assert mine["classifier"] == theirs["classifier"] and mine["maps"] == theirs["maps"]
     assert mine["seeds"] != theirs["seeds"]

@@ -1,11 +1,17 @@
-"""The smallest study that reaches its end, for tests of the late stages."""
+"""The smallest study that reaches its end, and what tests of whole studies look at."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from seedbed.artefacts import find_stages
+from seedbed.artefacts.records import png
+from seedbed.data import StoreWriter, open_store
 from seedbed.pipeline import ShapesExperiment
+from seedbed.types import Sample
 
 WHOLE: dict[str, Any] = {
     "shapes.train": 24, "shapes.val": 8, "shapes.size": 48,
@@ -29,3 +35,26 @@ WHOLE: dict[str, Any] = {
 
 def whole(out: Path, **changes: Any) -> ShapesExperiment:
     return ShapesExperiment(name="whole", out=str(out)).replace(**{**WHOLE, **changes})
+
+
+def digests(out: Path) -> dict[str, list[str]]:
+    """Stage -> the digests of its artefacts."""
+    found: dict[str, list[str]] = {}
+    for m in find_stages(out):
+        found.setdefault(m["stage"], []).append(m["digest"])
+    return {stage: sorted(values) for stage, values in found.items()}
+
+
+def scrambled(out: Path, copy: Path, splits: tuple[str, ...] = ()) -> str:
+    """A copy of a study's store whose masks (those of `splits` alone, where any are named) stand on their head; all else is as it was."""
+    store = open_store(next((out / "data").iterdir()))
+    there: dict[str, list[str]] = {i: [s for s in store.info.splits if i in set(store.ids(s))] for i in store.ids()}
+    turned = {i for split in splits for i in store.ids(split)} if splits else set(store.ids())
+    with StoreWriter(copy, store.info) as writer:
+        for ident in store.ids():
+            s = store[ident]
+            masks: dict[str, bytes | memoryview] = {k: bytes(v) for k, v in s.masks.items()}
+            if ident in turned:
+                masks = {k: png(np.ascontiguousarray(s.mask(k)[::-1])) for k in s.masks}  # type: ignore[index]
+            writer.add(Sample(s.id, bytes(s.picture), s.height, s.width, s.labels, s.label_source, masks), there[ident])
+    return str(copy)

@@ -29,7 +29,7 @@ __all__ = ["AffinityBatch", "AffinityConfig", "AffinityTask", "augmented"]
 
 @dataclass(frozen=True)
 class AffinityBatch:
-    """images_nchw float32 normalised; labels_nhw uint8 at the network's stride: 0 background, place in the picture's classes + 1, IGNORE."""
+    """images_nchw float32 normalised; labels_nhw uint8 at the network's stride: 0 background, place in the picture's list + 1, IGNORE."""
 
     images_nchw: Tensor
     labels_nhw: Tensor
