@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,16 @@ class Squares:
         return compute
 
 
+@dataclass(frozen=True)
+class Heavy:
+    """Records of 64 KiB, as predictions of large pictures are."""
+
+    light: ClassVar[bool] = False
+
+    def open(self) -> Callable[[str], dict[str, Any]]:
+        return lambda ident: {"id": ident, "square": 1, "text": ident[-1] * (1 << 16), "process": 0}
+
+
 class Shown:
     def __init__(self) -> None:
         self.done, self.aside, self.calls = 0, 0, 0
@@ -89,7 +100,38 @@ def ray_here(small_ray: None) -> Iterator[None]:
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+def grown(work: Callable[[], object]) -> int:
+    """Bytes that a call holds at most: Python's and Arrow's own."""
+    before, peak, done = pa.total_allocated_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, pa.total_allocated_bytes() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    tracemalloc.start()
+    try:
+        work()
+        return peak + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        done.set()
+        watcher.join()
+
+
 # --- without Ray ----------------------------------------------------------------------------------------
+
+
+def test_memory_of_the_plain_loop_is_flat(tmp_path: Path) -> None:
+    """1,200 records of 64 KiB are 75 MiB; at work no more is held than a fragment, and when the stage is made whole some 256 records."""
+    made, shown = stage(tmp_path), Shown()
+    local = LocalExecutor(device="cpu", threads=1, workers=1, commit_every=16)
+    local.map_images(Squares(), ids(1), stage(tmp_path, "seeds"), Shown())  # imports stay
+    assert grown(lambda: local.map_images(Heavy(), ids(1200), made, shown)) < 5 << 20
+    assert shown.done == 1200 == sum(1 for _ in made.records().columns("square"))
+    assert grown(lambda: made.finish(computed=1200, seconds=0)) < 45 << 20
 
 
 @pytest.mark.parametrize(
@@ -149,6 +191,16 @@ def test_a_full_disk_is_not_the_pictures_fault(tmp_path: Path, monkeypatch: pyte
 
 
 # --- with Ray -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_drivers_memory_is_flat(tmp_path: Path, ray_here: None) -> None:
+    """What actors make does not come by the driver: 75 MiB of records, of which it hears the ids."""
+    map_images_on_ray(Squares(), ids(8), stage(tmp_path, "seeds"), actors=1)  # imports stay
+    made = stage(tmp_path)
+    assert grown(lambda: map_images_on_ray(Heavy(), ids(1200), made, actors=2, commit_every=16)) < 15 << 20
+    assert len(made.records()) == 1200
 
 
 @pytest.mark.ray
