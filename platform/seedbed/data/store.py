@@ -64,7 +64,8 @@ class StoredSample(Sample):
             f"the {name if name == 'picture' else name + ' mask'} of {self.id} can't be read: {what}",
             file=self.store,
             field=name,
-            remedy="copy or make the store again, or leave damaged samples out with --data.skip-unreadable",
+            remedy="copy or make the store again"
+            + (", or leave damaged pictures out with --data.skip-unreadable" if name == "picture" else ""),
         ) from cause
 
 
