@@ -110,6 +110,9 @@ class Maps:
     """Per step: `loss`, `target_loss` (signed sum of the target's labelled logits), `area_ratio`."""
     snapshots: list[list[np.ndarray]] | None = None
     """[k][scale] (n, h_s, w_s) float32: the map of step k alone; None unless asked for."""
+    inputs: tuple[tuple[int, int], ...] = ()
+    """SEAM's form: per scale, height and width of the network's input, to which a map is enlarged before it is brought to the picture's
+    size; the sum is then normalized over its range, and `sums` of a plain CAM are signed. Empty: IRN's form."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from seedbed.types import UserError
 Record = dict[str, Any]
 
 
-def load_classifier(folder: Path, network: str, num_classes: int, device: str) -> Any:
-    """The network of a finished classifier stage, for inference: batch-norm statistics fixed, on its device."""
-    from seedbed.models import build_network
+def load_classifier(folder: Path, network: str, num_classes: int, device: str, method: str = "cam") -> Any:
+    """The network of a finished classifier stage, for inference: batch-norm statistics fixed, on its device. `method` trained it."""
+    from seedbed.methods import build_for
 
-    model: Any = build_network(network, num_classes)
+    model: Any = build_for(method, network, num_classes)
     model.load_state_dict(weights_from(folder))
     model.freeze_statistics(True)
     return model.eval().to(device)
@@ -49,6 +49,8 @@ class LocaliseWork:
     """Arguments of the companion source (`data/companions.py`) beyond the store; None for a method that has none."""
     device: str
     threads: int
+    trained_by: str = ""
+    """The method whose network the classifier is; empty: this one."""
 
     def open(self) -> Callable[[str], Record]:
         import torch
@@ -63,7 +65,7 @@ class LocaliseWork:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         store = open_store(self.store, cache=self.cache)
         method = method_class(self.method)(*self.settings)
-        model = load_classifier(self.classifier, self.network, len(store.info.classes), self.device)
+        model = load_classifier(self.classifier, self.network, len(store.info.classes), self.device, self.trained_by or self.method)
         source = CompanionSource(store, **self.companions) if self.companions is not None else None
         cam = self.settings[-1]  # the views that every method's maps are made from
 

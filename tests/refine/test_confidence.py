@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from seedbed.methods.maps import range_normalized
 from seedbed.refine.confidence import (
     affinity_labels,
     affinity_positions,
@@ -14,7 +15,6 @@ from seedbed.refine.confidence import (
     class_values,
     confident,
     irn_confidence,
-    range_normalized,
     with_constant_background,
 )
 from seedbed.refine.crf import label_crf

@@ -28,7 +28,7 @@ MAPS = stage_schema(
     column("sums", pa.binary()),  # float32 little-endian, (n, h_s, w_s) one scale after the other
     column("steps", pa.int32()),
     column("ended", pa.string()),
-    column("log", pa.binary()),  # packed arrays
+    column("log", pa.binary()),  # packed arrays: per step; and INPUTS, where the maps have SEAM's form
     column("snapshots", pa.binary()),  # like sums, one step after the other; null unless asked for
     column("seconds", pa.float64(), volatile=True),
 )
@@ -129,7 +129,14 @@ def _split(content: bytes, n: int, shapes: list[list[int]], offset: int = 0) -> 
     return out
 
 
+INPUTS = "maps.inputs"
+"""Name below which `Maps.inputs` (s, 2) stands among a record's packed arrays: those without keep the bytes they always had."""
+
+
 def maps_record(maps: Maps, seconds: float) -> dict[str, Any]:
+    log = {name: np.asarray(values, dtype=np.float64) for name, values in maps.log.items()}
+    if maps.inputs:
+        log[INPUTS] = np.asarray(maps.inputs, dtype=np.int64)
     return {
         "id": maps.id,
         "height": maps.height,
@@ -140,7 +147,7 @@ def maps_record(maps: Maps, seconds: float) -> dict[str, Any]:
         "sums": _join(maps.sums),
         "steps": maps.steps,
         "ended": maps.ended,
-        "log": pack({name: np.asarray(values, dtype=np.float64) for name, values in maps.log.items()}),
+        "log": pack(log),
         "snapshots": None if maps.snapshots is None else b"".join(_join(step) for step in maps.snapshots),
         "seconds": seconds,
     }
@@ -150,6 +157,7 @@ def maps_from(record: Mapping[str, Any]) -> Maps:
     n, shapes = len(record["classes"]), record["shapes"]
     size = 4 * n * sum(h * w for h, w in shapes)
     content = record["snapshots"]
+    log = {name: values.tolist() for name, values in unpack(record["log"]).items()}
     count = 0 if content is None or size == 0 else len(content) // size
     return Maps(
         id=record["id"],
@@ -160,7 +168,8 @@ def maps_from(record: Mapping[str, Any]) -> Maps:
         sums=_split(record["sums"], n, shapes),
         steps=record["steps"],
         ended=record["ended"],
-        log={name: values.tolist() for name, values in unpack(record["log"]).items()},
+        inputs=tuple((h, w) for h, w in log.pop(INPUTS, [])),
+        log=log,
         snapshots=None if content is None else [_split(content, n, shapes, k * size) for k in range(count)],
     )
 

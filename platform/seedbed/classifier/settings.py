@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from seedbed.config import bounded, nested, setting
 from seedbed.data.transforms import TrainTransform
@@ -11,11 +11,45 @@ from seedbed.loop.settings import TrainingSettings
 from seedbed.optim import Constant, Cosine, Poly, Schedule, WarmUp
 from seedbed.types import UserError
 
+IRN: dict[str, Any] = {
+    "backbone": "resnet50",
+    "epochs": 5,
+    "batch": 16,
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "transform.resize_low": 320,
+    "transform.resize_high": 640,
+    "transform.crop": 512,
+    "transform.jitter.brightness": 0.0,
+    "transform.jitter.contrast": 0.0,
+    "transform.jitter.saturation": 0.0,
+    "transform.jitter.hue": 0.0,
+}
+SEAM = {
+    **IRN,
+    "backbone": "resnet38",
+    "epochs": 8,
+    "batch": 8,
+    "lr": 0.01,
+    "weight_decay": 5e-4,
+    "transform.resize_low": 448,
+    "transform.resize_high": 768,
+    "transform.crop": 448,
+    "transform.jitter.brightness": 0.3,
+    "transform.jitter.contrast": 0.3,
+    "transform.jitter.saturation": 0.3,
+    "transform.jitter.hue": 0.1,
+}
+
 
 @dataclass(frozen=True)
 class ClassifierConfig(TrainingSettings):
     """Training of the classifier. Defaults are the official code of IRN and RIB (both papers train the same one), for VOC 2012."""
 
+    PRESETS: ClassVar = {"irn": IRN, "seam": SEAM}
+
+    preset: Literal["irn", "seam"] = setting("irn", key=False)
+    """A whole set of values: the official code of IRN and RIB, or that of SEAM and HFPL (its backbone needs a file of weights)."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "small"] = "resnet50"
     """Network; resnet38: ResNet-38d of PSA, SEAM and HFPL; small: the one for made pictures (docs/shapes.md). IRN, RIB: resnet50."""
     weights: str = "imagenet"
@@ -34,7 +68,7 @@ class ClassifierConfig(TrainingSettings):
     lr: float = bounded(0.1, 0, 100, open_low=True)
     """Learning rate at the start. IRN, RIB: 0.1."""
     lr_classifier_factor: float = bounded(10.0, 0, 1e4)
-    """Learning rate of the last layer, as a multiple of lr. IRN, RIB: 10."""
+    """Learning rate of the last layer (SEAM: all new layers), as a multiple of lr. IRN, RIB, SEAM, HFPL: 10."""
     weight_decay: float = bounded(1e-4, 0, 1)
     """Weight decay, of the last layer too. IRN, RIB: 1e-4."""
     momentum: float | None = bounded(None, 0, 1, open_high=True)

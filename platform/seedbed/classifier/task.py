@@ -19,9 +19,8 @@ from seedbed.data.store import Store, open_store
 from seedbed.data.transforms import generator, normalise
 from seedbed.loop import share
 from seedbed.loop.ahead import ahead
-from seedbed.methods import method_class
+from seedbed.methods import build_for, method_class
 from seedbed.metrics.classification import average_precision
-from seedbed.models import build_network
 from seedbed.models.weights import load_weights
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.types import Batch, StepOutput, UserError
@@ -42,7 +41,7 @@ class ClassifierTask:
     config: ClassifierConfig
     seed: int
     method: str = "cam"
-    """Whose loss is minimized."""
+    """Whose loss is minimized, and whose network is built (`methods.build_for`)."""
     method_settings: tuple[Any, ...] = ()
     """What the method's class is constructed with."""
     limit: int = 0
@@ -159,7 +158,7 @@ class ClassifierTask:
     # --- model --------------------------------------------------------------------------------------
 
     def build(self) -> nn.Module:
-        model: Any = build_network(self.config.backbone, len(self.data.info.classes))
+        model: Any = build_for(self.method, self.config.backbone, len(self.data.info.classes))
         self._loaded = load_weights(model, self.config.weights)
         model.freeze_statistics(self.config.batch_norm == "fixed")
         if self.config.trained == "stage3":
@@ -168,7 +167,7 @@ class ClassifierTask:
         return model
 
     def optimizer(self, model: nn.Module, steps: int) -> Optimizer:
-        """Two groups: the backbone, and the last layer with its own rate."""
+        """Two groups: the backbone, and the new layers with their own rate. The other two of PSA and SEAM are of biases: there are none."""
         config = self.config
         head = list(model.classifier_parameters())  # type: ignore[operator]
         known = {id(p) for p in head}

@@ -6,13 +6,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from seedbed.config import Settings, bounded
+from seedbed.config import Settings, bounded, nested
+from seedbed.data.jitter import ColorJitter
 from seedbed.types import UserError, Views
 
 MEAN = (0.485, 0.456, 0.406)
@@ -66,6 +68,9 @@ def views(
     return Views(sample_id, height, width, tuple(scales), tensors)
 
 
+UNCHANGED = ColorJitter(0.0, 0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class TrainTransform(Settings):
     """IRN's recipe: resize, mirror, random crop; normalised, with zeros (the mean color) around what is smaller than the crop."""
@@ -82,6 +87,15 @@ class TrainTransform(Settings):
     """Pixels are multiplied by a factor drawn from [1 - brightness, 1 + brightness]; 0: none. Not in IRN."""
     crop: int = bounded(512, 8)
     """Side of the square crop, pixels. IRN: 512."""
+    jitter: ColorJitter = nested(lambda: UNCHANGED)
+    """Random changes of color; all 0: none, and nothing is drawn for them. Not in IRN; PSA, SEAM, HFPL: 0.3, 0.3, 0.3 and hue 0.1."""
+
+    def to_dict(self, *, only_key: bool = False) -> dict[str, Any]:
+        """In the key there is no jitter where it is off: keys from before it was there stand."""
+        out = super().to_dict(only_key=only_key)
+        if only_key and self.jitter == UNCHANGED:
+            del out["jitter"]
+        return out
 
     def check_together(self, prefix: str) -> None:
         if self.resize_low > self.resize_high or (self.resize_low == 0) != (self.resize_high == 0):
@@ -98,7 +112,8 @@ class TrainTransform(Settings):
             )
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """(h, w, 3) uint8 to (3, crop, crop) float32. Draws, in this order: long side or factor, mirror, brightness, rows, columns."""
+        """(h, w, 3) uint8 to (3, crop, crop) float32. Draws, in this order: long side or factor, mirror, brightness, jitter,
+        rows, columns."""
         if self.resize_high:
             long_side = int(rng.integers(self.resize_low, self.resize_high, endpoint=True))
             pixels = rescale(pixels, long_side / max(pixels.shape[:2]))
@@ -108,6 +123,8 @@ class TrainTransform(Settings):
         if self.brightness:
             factor = 1 + self.brightness * (2 * rng.random() - 1)
             pixels = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)[pixels]
+        if self.jitter != UNCHANGED:
+            pixels = self.jitter(pixels, rng)
         # Normalising comes last because it is the same for every pixel: what the crop leaves out need not be normalised.
         (rows, into_rows), (columns, into_columns) = (self._window(side, rng) for side in pixels.shape[:2])
         if mirrored:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from torch import nn
+
+from seedbed.models import build_network
 from seedbed.types import UserError
 
 METHODS: dict[str, str] = {
     "cam": "seedbed.methods.cam:Cam",
     "rib": "seedbed.methods.rib:Rib",
+    "seam": "seedbed.methods.seam:Seam",
 }
 """Name -> where its class lives; loaded when it is asked for."""
 
@@ -20,3 +24,9 @@ def method_class(name: str) -> Any:
         raise UserError(f"there is no method {name!r}", field="--method", remedy=f"choose one of {', '.join(sorted(METHODS))}")
     module, _, attribute = METHODS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def build_for(method: str, backbone: str, num_classes: int) -> nn.Module:
+    """The network that a method's classifier is, with fresh random weights: one of its own over the backbone, or the plain classifier."""
+    build = getattr(method_class(method), "build", None)
+    return build_network(backbone, num_classes) if build is None else build(backbone, num_classes)

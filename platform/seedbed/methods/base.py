@@ -41,6 +41,8 @@ class Method(Protocol):
     version: ClassVar[int]
     """Code version: part of the stage's key; goes up whenever the output changes."""
 
+    # A method whose network is not the plain classifier has besides: `build(backbone, num_classes) -> nn.Module`, a static method.
+
     def loss(self, model: nn.Module, batch: Batch, step: int) -> StepOutput: ...
 
     def localise(self, model: nn.Module, views: Views, labels: np.ndarray, companions: Companions | None) -> Maps: ...

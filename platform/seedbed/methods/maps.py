@@ -53,15 +53,54 @@ def normalised(maps_nhw: Tensor) -> Tensor:
     return maps_nhw / (maps_nhw.amax((-2, -1), keepdim=True) + TINY)
 
 
+def range_normalized(sums_nhw: np.ndarray) -> np.ndarray:
+    """SEAM's normalisation of maps summed over scales and mirrors (golden: crf, `norm_cam`), (n, h, w) float32.
+
+    Negative values to 0, values below minimum + 1e-5 to 0, then (x - minimum - 1e-5) / (maximum - minimum + 1e-5); minimum and maximum are
+    taken before the second step, so that the smallest values come out slightly negative.
+    """
+    rectified = np.maximum(np.asarray(sums_nhw, np.float32), 0)
+    low, high = (f((1, 2), keepdims=True) for f in (rectified.min, rectified.max))
+    rectified[rectified < low + 1e-5] = 0
+    return (rectified - low - 1e-5) / (high - low + 1e-5)
+
+
+def max_normalised(scores_nchw: Tensor) -> Tensor:
+    """SEAM's and HFPL's max-normalized map (golden: seam, isl_fsl): (n, c, h, w) scores -> [0, 1), the gradient passes the extremes too.
+
+    r = ReLU(s); ReLU(r - min - 1e-5) / (max - min + 1e-5), minimum and maximum per picture and class.
+    """
+    positive = scores_nchw.relu()
+    low, high = positive.amin((2, 3), keepdim=True), positive.amax((2, 3), keepdim=True)
+    return (positive - low - TINY).relu() / (high - low + TINY)
+
+
 def strided_cam(maps: Maps) -> np.ndarray:
-    """(n, ceil(h / 4), ceil(w / 4)) float32 in [0, 1): what IRN saves as `cam`."""
+    """(n, ceil(h / 4), ceil(w / 4)) float32 in [0, 1): what IRN saves as `cam`. In SEAM's form, which has no such map, `high_res` at that
+    size, and nothing below 0."""
+    if maps.inputs:
+        return np.maximum(_seam_form(maps, (-(-maps.height // 4), -(-maps.width // 4))), 0)
     return normalised(strided_sum(_tensors(maps), (maps.height, maps.width))).numpy()
 
 
 def high_res(maps: Maps) -> np.ndarray:
-    """(n, h, w) float32 in [0, 1): what IRN saves as `high_res`, enlarged to the next multiple of 16 and cropped."""
+    """(n, h, w) float32 in [0, 1): what IRN saves as `high_res`, enlarged to the next multiple of 16 and cropped.
+
+    In SEAM's form what it saves: every scale enlarged to its input (corners aligned), then to the picture (not aligned), and the sum
+    normalized over its range; values can be slightly negative.
+    """
     h, w = maps.height, maps.width
+    if maps.inputs:
+        return _seam_form(maps, (h, w))
     return normalised(_resized_sum(_tensors(maps), (-(-h // 16) * 16, -(-w // 16) * 16))[:, :h, :w]).numpy()
+
+
+def _seam_form(maps: Maps, size: tuple[int, int]) -> np.ndarray:
+    if not len(maps.classes):
+        return np.zeros((0, *size), np.float32)
+    pairs = zip(_tensors(maps), maps.inputs, strict=True)
+    first = [F.interpolate(sums[None], seen, mode="bilinear", align_corners=True)[0] for sums, seen in pairs]
+    return range_normalized(_resized_sum(first, size).numpy())
 
 
 def snapshot_maps(maps: Maps, k: int) -> Maps:
@@ -76,7 +115,7 @@ def snapshot_maps(maps: Maps, k: int) -> Maps:
             total += scale
     steps = min(k + 1, len(maps.snapshots))
     ended = maps.ended if steps == maps.steps else "steps"
-    return Maps(maps.id, maps.height, maps.width, maps.classes, maps.scales, sums, steps, ended, maps.log)
+    return Maps(maps.id, maps.height, maps.width, maps.classes, maps.scales, sums, steps, ended, maps.log, inputs=maps.inputs)
 
 
 def make_maps(views: Views, classes: np.ndarray, sums: list[Tensor], **more: object) -> Maps:

@@ -87,15 +87,3 @@ def affinity_labels(scores_2nhw: np.ndarray, classes: np.ndarray) -> np.ndarray:
     out = class_values(classes)[np.where(positions == IGNORE, 0, positions)]
     out[positions == IGNORE] = IGNORE
     return out
-
-
-def range_normalized(sums_nhw: np.ndarray) -> np.ndarray:
-    """SEAM's normalisation of maps summed over scales and mirrors (golden: crf, `norm_cam`), (n, h, w) float32.
-
-    Negative values to 0, values below minimum + 1e-5 to 0, then (x - minimum - 1e-5) / (maximum - minimum + 1e-5); minimum and maximum are
-    taken before the second step, so that the smallest values come out slightly negative.
-    """
-    rectified = np.maximum(np.asarray(sums_nhw, np.float32), 0)
-    low, high = (f((1, 2), keepdims=True) for f in (rectified.min, rectified.max))
-    rectified[rectified < low + 1e-5] = 0
-    return (rectified - low - 1e-5) / (high - low + 1e-5)

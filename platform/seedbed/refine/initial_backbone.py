@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from seedbed.artefacts.records import weights_from
+from seedbed.models.resnet38 import plain_name
 from seedbed.models.weights import load_weights
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.irn_settings import IrnConfig
@@ -20,7 +21,7 @@ def fill_backbone(backbone: nn.Module, config: IrnConfig | AffinityConfig, class
     """
     if config.weights != "classifier":
         return load_weights(backbone, config.weights, f"{flags}.weights").source
-    arrays = {} if classifier is None else weights_from(classifier)
+    arrays = {} if classifier is None else {plain_name(name): value for name, value in weights_from(classifier).items()}
     own = backbone.state_dict()
     differ = [name for name, value in own.items() if name not in arrays or arrays[name].shape != value.shape]
     if differ:
