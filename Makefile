@@ -4,7 +4,7 @@
 PY   := .venv/bin/python
 ARGS ?=
 RUN  ?= runs/demo
-ONLY ?= $(filter-out shapes_trial pipeline_pictures,$(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))))
+ONLY ?= $(filter-out shapes_trial pipeline_pictures fsl_gradients,$(basename $(notdir $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))))
 
 .PHONY: env demo test test-all check bench ui lock clean
 

@@ -153,9 +153,11 @@ class StepOutput:
     background_n1hw: Tensor | None = None
     """Logits of the background channel (n, 1, h, w), where the network has one."""
     classification: str = ""
-    """Name of the term that classifies by the mean of `logits_nchw`; empty where there is none."""
+    """Name of the term that classifies by the mean of `logits_nchw`, or by `pooled_nc`; empty where there is none."""
     share: float = 1.0
     """Weight with which that classification stands in the term: 1/2 where it is one of two branches."""
+    pooled_nc: Tensor | None = None
+    """The class scores it classifies, where they are not the mean of `logits_nchw` (SEAM's: of the enlarged map)."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ from typing import Any
 
 from seedbed.types import UserError
 
-ADDONS: dict[str, str] = {}
+ADDONS: dict[str, str] = {
+    "isl": "seedbed.addons.isl:Isl",
+    "fsl": "seedbed.addons.fsl:Fsl",
+}
 """Name -> where its class lives; loaded when it is asked for. Applied in this order."""
 
 
