@@ -10,7 +10,7 @@ from pathlib import Path
 from seedbed.artefacts import Stage
 from seedbed.data.companions import CompanionPool
 from seedbed.methods import method_class
-from seedbed.pipeline import classifier_task, method_settings
+from seedbed.pipeline import classifier_task, method_settings, plain
 from seedbed.plan import Plan
 from seedbed.refine.saliency import check_folder
 from seedbed.types import UserError
@@ -20,7 +20,7 @@ def check(plan: Plan, *, dry: bool = False) -> None:
     """UserError for what can't work; a dry call reads no more than the settings."""
     e = plan.experiment
     for method in plan.methods:
-        method_class(method)(*method_settings(e, method))  # what does not fit together is said by the method
+        method_class(plain(method))(*method_settings(e, method))  # what does not fit together is said by the method
     if dry:
         return
     check_weights(plan)
@@ -100,7 +100,7 @@ def check_refinement(plan: Plan) -> None:
             f"{flag}.backbone is {config.backbone}, but the classifier whose weights it takes is {plan.experiment.classifier.backbone}"
         )
         raise UserError(message, field=f"{flag}.weights", remedy="choose the same backbone, or other weights")
-    method = plan.experiment.method
+    method = plan.method
     if config.weights in ("none", "classifier") or made(plan, lambda p, seed: p.affinity_stage(method, seed)):
         return
     from seedbed.models.weights import load_weights
@@ -119,7 +119,7 @@ def check_segmenter(plan: Plan) -> None:
     """The segmenter's initial weights, read once before anything is started, and its batch."""
     from seedbed.segment.networks import build_segmenter, initialise
 
-    config, method = plan.experiment.segmenter, plan.experiment.method
+    config, method = plan.experiment.segmenter, plan.method
     check_batch(plan, "--segmenter.batch", config.batch)
     named_file(config.weights, "--segmenter.weights", ("imagenet", "none", "coco"))
     if config.weights != "none" and not made(plan, lambda p, seed: p.final_segmenter(method, seed)):
@@ -153,7 +153,7 @@ def made(plan: Plan, stage: Callable[[Plan, int], Stage]) -> bool:
 
 def check_weights(plan: Plan) -> None:
     """Initial weights are read here first: a missing, hostile or foreign file is said before anything is started."""
-    from seedbed.models import build_network
+    from seedbed.methods import build_for
     from seedbed.models.weights import load_weights
 
     weights = plan.experiment.classifier.weights
@@ -164,5 +164,5 @@ def check_weights(plan: Plan) -> None:
         raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
     if made(plan, lambda p, seed: p.classifier_stage(seed)):
         return
-    model = build_network(plan.experiment.classifier.backbone, len(plan.store.info.classes))
+    model = build_for(plan.experiment.trainer, plan.experiment.classifier.backbone, len(plan.store.info.classes))
     print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)

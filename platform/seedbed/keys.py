@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.data import Store
-from seedbed.pipeline import Experiment
+from seedbed.pipeline import Experiment, addons_key, plain
 from seedbed.refine.saliency import folder_digest
 
 BASELINES = ("whole_picture", "centred_box")
@@ -73,7 +73,9 @@ class Keys:
         e = self.experiment
         return {
             "classifier": e.classifier.resolved().to_dict(only_key=True),
-            "method": "cam",
+            "method": e.trainer,
+            **({"seam": e.seam.to_dict(only_key=True)} if e.trainer == "seam" else {}),
+            **addons_key(e),
             "seed": seed,
             "workers": e.run.workers,
             "inputs": self._inputs(self.train_ids),
@@ -88,7 +90,9 @@ class Keys:
             "inputs": self._inputs(self.map_ids),
             **self.resources(),
         }
-        if method == "rib":
+        if plain(method) == "seam":
+            out |= {"seam": e.seam.to_dict(only_key=True)}
+        if plain(method) == "rib":
             out |= {"rib": e.rib.to_dict(only_key=True), "seed": seed, "companions": self._inputs(self.companion_ids)}
             out |= {"transform": e.classifier.resolved().transform.to_dict(only_key=True)}
         return out

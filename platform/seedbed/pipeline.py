@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from seedbed.addons import ADDONS, addon_class
+from seedbed.addons.fsl import FslConfig
+from seedbed.addons.isl import IslConfig
 from seedbed.classifier import ClassifierConfig, ClassifierTask
 from seedbed.config import Settings, bounded, nested, setting
 from seedbed.data import DataConfig, Store, open_store
@@ -19,6 +22,7 @@ from seedbed.loop.settings import WORDS
 from seedbed.methods import method_class
 from seedbed.methods.cam import CamConfig
 from seedbed.methods.rib import RibConfig
+from seedbed.methods.seam import SeamConfig
 from seedbed.refine.irn_settings import IrnConfig, IrnWalk
 from seedbed.refine.settings import RefineConfig
 from seedbed.seeds import SeedConfig
@@ -30,11 +34,14 @@ __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "Experiment",
+    "FslConfig",
     "IrnConfig",
     "IrnWalk",
+    "IslConfig",
     "RefineConfig",
     "RibConfig",
     "RunConfig",
+    "SeamConfig",
     "SeedConfig",
     "SegmenterConfig",
     "ShapesConfig",
@@ -90,12 +97,17 @@ class Experiment(Settings):
     """Print which stages would run and why, then exit."""
     until: Until = setting("segmentation", key=False)
     """The last stage to run: maps, scored seeds, scored pseudo-labels (mask), or a trained segmenter and its scored predictions."""
-    method: Literal["cam", "rib"] = "rib"
-    """What makes the maps; plain CAMs are always made beside it."""
+    method: Literal["cam", "rib", "seam"] = "rib"
+    """What makes the maps; beside RIB's those of the classifier that it starts from (cam) are made and scored, too."""
+    addons: tuple[Literal["isl", "fsl"], ...] = ()
+    """What is added to the training of the method's classifier: isl (importance sampling loss), fsl (feature similarity loss)."""
     data: DataConfig = nested(DataConfig)
     classifier: ClassifierConfig = nested(ClassifierConfig)
     cam: CamConfig = nested(CamConfig)
     rib: RibConfig = nested(RibConfig)
+    seam: SeamConfig = nested(SeamConfig)
+    isl: IslConfig = nested(IslConfig)
+    fsl: FslConfig = nested(FslConfig)
     scoring: SeedConfig = nested(SeedConfig)
     refine: RefineConfig = nested(RefineConfig)
     segmenter: SegmenterConfig = nested(SegmenterConfig)
@@ -111,7 +123,29 @@ class Experiment(Settings):
             raise UserError("no sample store is named", field="--data.store", remedy=remedy)
         return open_store(self.data.store, cache=self.data.cache)
 
+    def label(self, method: str) -> str:
+        """A method's name with what was added to its training: `seam+isl+fsl`."""
+        return "+".join((method, *(name for name in ADDONS if name in self.addons)))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What this study makes maps of: its method, after the plain maps of the same network where there are any."""
+        return tuple(self.label(m) for m in (("cam", "rib") if self.method == "rib" else (self.method,)))
+
+    @property
+    def trainer(self) -> str:
+        """The method whose loss trains the classifier: RIB starts from CAM's."""
+        return "cam" if self.method == "rib" else self.method
+
     def check_together(self, prefix: str) -> None:
+        if len(set(self.addons)) < len(self.addons):
+            message = f"--addons names {', '.join(sorted({a for a in self.addons if self.addons.count(a) > 1}))} twice"
+            raise UserError(message, field="--addons", remedy="name each add-on once")
+        multinomial = {"--isl.posterior": "isl" in self.addons and self.isl.posterior == "multinomial"}
+        multinomial["--fsl.gate"] = "fsl" in self.addons and self.fsl.gate == "a"
+        for flag in (flag for flag, asked in multinomial.items() if asked and self.trainer != "seam"):
+            message = f"{flag} takes classes as excluding one another and the background, which {self.trainer} has no score for"
+            raise UserError(message, field=flag, remedy="choose the binomial form, or --method seam")
         if self.method == "cam" and self.seeds > 1 and self.seeds_vary == "rib":
             remedy = "say --seeds-vary all, or --method rib"
             raise UserError("plain CAMs do not change from one fine-tuning to the next", field="--seeds-vary", remedy=remedy)
@@ -133,12 +167,28 @@ class ShapesExperiment(Experiment):
 
 
 def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:
-    """What a method's class is constructed with."""
-    return {"cam": (experiment.cam,), "rib": (experiment.rib, experiment.cam)}[method]
+    """What a method's class is constructed with; the method may be named with its add-ons."""
+    return {"cam": (experiment.cam,), "rib": (experiment.rib, experiment.cam), "seam": (experiment.seam, experiment.cam)}[plain(method)]
+
+
+def plain(label: str) -> str:
+    """A method's name without its add-ons."""
+    return label.partition("+")[0]
 
 
 def code_version(method: str) -> int:
-    return int(method_class(method).version)
+    return int(method_class(plain(method)).version)
+
+
+def addon_settings(experiment: Experiment) -> dict[str, Settings]:
+    """The add-ons of a study, in the order in which they are applied, with their settings."""
+    return {name: getattr(experiment, name) for name in ADDONS if name in experiment.addons}
+
+
+def addons_key(experiment: Experiment) -> dict[str, Any]:
+    """What a classifier's key says of them; nothing without any."""
+    found = {n: {**s.to_dict(only_key=True), "version": addon_class(n).version} for n, s in addon_settings(experiment).items()}
+    return {"addons": found} if found else {}
 
 
 Weighted = TypeVar("Weighted", bound=Any)
@@ -160,6 +210,9 @@ def classifier_task(experiment: Experiment, store: Store, seed: int, left_out: t
         validation_split=config.validation_split,
         config=config,
         seed=seed,
+        method=experiment.trainer,
+        method_settings=method_settings(experiment, experiment.trainer) if experiment.trainer != "cam" else (),
+        addons=tuple(addon_settings(experiment).items()),
         limit=data.limit,
         left_out=left_out,
     )

@@ -40,7 +40,12 @@ class Plan:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("cam",) if self.experiment.method == "cam" else ("cam", self.experiment.method)
+        """Named with their add-ons; the last is the study's own."""
+        return self.experiment.labels
+
+    @property
+    def method(self) -> str:
+        return self.methods[-1]
 
     @property
     def seeds(self) -> range:
@@ -176,7 +181,7 @@ class Plan:
                     stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
                 if self.reaches("mask") and self.experiment.refine.crf_seeds:
                     stages.append((f"crf {method}", self.crf_stage(method, seed)))
-            stages += self._late(self.experiment.method, seed)
+            stages += self._late(self.method, seed)
             if self.reaches("seed"):
                 stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
             for label, stage in stages:

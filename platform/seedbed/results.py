@@ -12,6 +12,7 @@ import numpy as np
 from seedbed import provenance
 from seedbed.artefacts import Fragments, write_atomically
 from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
+from seedbed.pipeline import plain
 from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import repetition_rows
 from seedbed.seeds import SweepCounts
@@ -121,7 +122,7 @@ def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
     """Per method with a loop: reason for its end -> steps entered -> pictures."""
     out: dict[str, dict[str, dict[int, int]]] = {}
     for (method, _), stage in study.maps_stages.items():
-        if method == "cam":
+        if plain(method) != "rib":
             continue
         counts: Counter[tuple[str, int]] = Counter()
         counts.update(stage.records().columns("ended", "steps"))
@@ -136,7 +137,7 @@ def coverage(study: Study) -> dict[str, dict[str, float]]:
     """Of the pseudo-labels, the mean over pictures and seeds: shares of their pixels in percent."""
     if not study.reaches("mask"):
         return {}
-    method = study.experiment.method
+    method = study.method
     found = [row for seed in study.seeds for (row,) in study.masks_stage(method, seed).records().columns("shares")]
     means = 100 * np.mean(found, axis=0) if found else np.zeros(4)
     return {method: dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))}
@@ -144,7 +145,7 @@ def coverage(study: Study) -> dict[str, dict[str, float]]:
 
 def later_stages(study: Study, seed: int) -> list[tuple[Fragments, dict[str, str]]]:
     """The stages after the seeds that leave label maps: their records, and name -> column of what is shown of them."""
-    method, out = study.experiment.method, []
+    method, out = study.method, []
     if study.reaches("mask"):
         out.append((study.masks_stage(method, seed).records(), {"mask": "label_map", "labels": "labels"}))
     for split in study.keys.segmented_ids:

@@ -19,7 +19,7 @@ from seedbed.checks import check
 from seedbed.data import Store
 from seedbed.keys import BASELINES, Keys
 from seedbed.local import Executor, ImageWork, Tracker
-from seedbed.pipeline import Experiment, classifier_task, method_settings
+from seedbed.pipeline import Experiment, classifier_task, method_settings, plain
 from seedbed.plan import Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
@@ -65,7 +65,7 @@ class Study(Plan):
         began, status, failure = time.time(), "FAILED", None
         e = self.experiment
         name = e.run.name or f"{e.name} {e.key()[:8]}"
-        tags = {"seedbed.kind": "study", "seedbed.key": e.key(), "seedbed.method": e.method, "seedbed.seed": str(e.seed)}
+        tags = {"seedbed.kind": "study", "seedbed.key": e.key(), "seedbed.method": self.method, "seedbed.seed": str(e.seed)}
         tracker.start(e.name, name, e.flat(), tags)
         try:
             self.walk()
@@ -97,9 +97,9 @@ class Study(Plan):
                     if self.reaches("mask") and self.experiment.refine.crf_seeds:
                         refining.crf_seeds(self, method, seed, threshold)
         if self.reaches("mask"):
-            refining.refine(self, self.experiment.method)
+            refining.refine(self, self.method)
         if self.reaches("segmentation"):
-            segmenting.segment(self, self.experiment.method)
+            segmenting.segment(self, self.method)
         if self.reaches("seed"):
             for method in BASELINES:
                 self.make_seeds(method, self.experiment.seed, None)
@@ -114,7 +114,7 @@ class Study(Plan):
     def localise(self, method: str, seed: int) -> None:
         e = self.experiment
         companions = None
-        if method == "rib" and e.rib.companion_rows > 0:
+        if plain(method) == "rib" and e.rib.companion_rows > 0:
             companions = {
                 "split": e.data.select(self.store, e.data.companion_split)[0],
                 "transform": e.classifier.resolved().transform,
@@ -131,7 +131,8 @@ class Study(Plan):
             cache=e.data.cache,
             classifier=self.classifier_stage(seed).folder,
             network=e.classifier.backbone,
-            method=method,
+            method=plain(method),
+            trained_by=e.trainer,
             settings=method_settings(e, method),
             companions=companions,
             device=self.executor.device,
@@ -157,7 +158,7 @@ class Study(Plan):
         stage = self.thresholds_stage(method, seed, split, ids)
         if split == e.data.score_split:
             self.sweeps[method, seed] = stage
-        snapshots = method == "rib" and e.rib.snapshots
+        snapshots = plain(method) == "rib" and e.rib.snapshots
         work = ThresholdWork(self.address, e.data.cache, maps.folder, tuple(float(t) for t in grid), snapshots)
         have = maps.records()
         self.per_image("thresholds", stage, method, seed, work, [i for i in ids if i in have])

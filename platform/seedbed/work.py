@@ -23,10 +23,11 @@ Record = dict[str, Any]
 
 def load_classifier(folder: Path, network: str, num_classes: int, device: str, method: str = "cam") -> Any:
     """The network of a finished classifier stage, for inference: batch-norm statistics fixed, on its device. `method` trained it."""
+    from seedbed.classifier.task import ADDED
     from seedbed.methods import build_for
 
     model: Any = build_for(method, network, num_classes)
-    model.load_state_dict(weights_from(folder))
+    model.load_state_dict({name: value for name, value in weights_from(folder).items() if not name.startswith(f"{ADDED}.")})
     model.freeze_statistics(True)
     return model.eval().to(device)
 

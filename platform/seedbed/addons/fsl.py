@@ -16,9 +16,9 @@ from seedbed.addons.isl import binomial_posterior, multinomial_posterior
 from seedbed.addons.pairs import pair_loss
 from seedbed.config import Settings, bounded, setting
 from seedbed.data.transforms import MEAN, STD
+from seedbed.methods.maps import max_normalised as range_normalised
 from seedbed.types import Batch, StepOutput, UserError
 
-TINY = 1e-5
 SMALLEST_SIGMA = 0.1
 """Of a learned sigma, positions."""
 
@@ -65,12 +65,10 @@ def max_normalised(scores_nchw: Tensor, way: Literal["code", "paper"] = "code") 
     paper: the maximum is a constant for the gradient, as their bound has it. code: the minimum goes off first, and 1e-5, and the gradient
     reaches both.
     """
+    if way == "code":
+        return range_normalised(scores_nchw)
     rectified = scores_nchw.relu()
-    highest = rectified.amax((2, 3), keepdim=True)
-    if way == "paper":
-        return rectified / highest.detach().clamp(min=torch.finfo(rectified.dtype).tiny)
-    lowest = rectified.amin((2, 3), keepdim=True)
-    return (rectified - lowest - TINY).relu() / (highest - lowest + TINY)
+    return rectified / rectified.amax((2, 3), keepdim=True).detach().clamp(min=torch.finfo(rectified.dtype).tiny)
 
 
 def feature_similarity_loss(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedbed.addons import addon_class
 from seedbed.classifier.settings import ClassifierConfig
 from seedbed.config import digest
 from seedbed.data.settings import evenly
@@ -24,6 +25,9 @@ from seedbed.metrics.classification import average_precision
 from seedbed.models.weights import load_weights
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.types import Batch, StepOutput, UserError
+
+ADDED = "added"
+"""Where an add-on's own parameters are kept among the network's weights."""
 
 
 @dataclass
@@ -44,6 +48,8 @@ class ClassifierTask:
     """Whose loss is minimized, and whose network is built (`methods.build_for`)."""
     method_settings: tuple[Any, ...] = ()
     """What the method's class is constructed with."""
+    addons: tuple[tuple[str, Any], ...] = ()
+    """Names and settings of the add-ons that change the loss, in their order."""
     limit: int = 0
     """At most so many pictures of each split, evenly over its list; 0: all."""
     left_out: tuple[str, ...] = ()
@@ -65,6 +71,7 @@ class ClassifierTask:
             return
         store = open_store(self.store, cache=self.cache)
         self._method = method_class(self.method)(*self.method_settings)
+        self._addons = {name: addon_class(name)(settings) for name, settings in self.addons}
         self._ids = self._labelled(store)
         self._epoch_steps = len(self._ids) // self.batch_size
         if self._epoch_steps == 0:
@@ -110,7 +117,7 @@ class ClassifierTask:
 
     def identity(self) -> str:
         parts = (self.config.to_dict(only_key=True), self.seed, self.method, self.limit, self.train_split)
-        return digest([*parts, repr(self.method_settings), self.data.inputs_checksum(self._ids)])
+        return digest([*parts, repr(self.method_settings), repr(self.addons), self.data.inputs_checksum(self._ids)])
 
     def order(self, epoch: int) -> list[str]:
         """The training pictures as an epoch takes them."""
@@ -164,6 +171,9 @@ class ClassifierTask:
         if self.config.trained == "stage3":
             model.train_from("stage3")
         self._parameters = sum(p.numel() for p in model.parameters())
+        learned = {name: addon for name, addon in self._addons.items() if isinstance(addon, nn.Module) and list(addon.parameters())}
+        if learned:
+            model.add_module(ADDED, nn.ModuleDict(learned))
         return model
 
     def optimizer(self, model: nn.Module, steps: int) -> Optimizer:
@@ -171,18 +181,26 @@ class ClassifierTask:
         config = self.config
         head = list(model.classifier_parameters())  # type: ignore[operator]
         known = {id(p) for p in head}
+        added = [p for name, p in model.named_parameters() if name.startswith(f"{ADDED}.")]
+        known |= {id(p) for p in added}
         backbone = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
         groups = [
             {"params": backbone, "lr": config.lr, "weight_decay": config.weight_decay},
             {"params": head, "lr": config.lr * config.lr_classifier_factor, "weight_decay": config.weight_decay},
         ]
         rates = config.rates(steps)
+        if added:
+            groups.append({"params": added, "lr": config.lr, "weight_decay": 0.0})
         if config.optimizer == "adam":
             return Adam(groups, config.lr, config.weight_decay, rates)
         return PolySGD(groups, config.lr, config.weight_decay, steps, momentum=config.momentum, schedule=rates)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        return self._method.loss(model, batch, step)
+        """The method's terms with what the add-ons make of them."""
+        out: StepOutput = self._method.loss(model, batch, step)
+        for addon in self._addons.values():
+            out = addon(out, batch, self.seed, step)
+        return out
 
     def facts(self) -> Mapping[str, Any]:
         return {
@@ -209,7 +227,8 @@ class ClassifierTask:
             for number, batch in batches:
                 if batch is None:
                     continue
-                out = self.loss(model, Batch(batch.images_nchw.to(device), batch.labels_nc.to(device), batch.ids), 0)
+                # without add-ons: validation compares trainings with and without them
+                out = self._method.loss(model, Batch(batch.images_nchw.to(device), batch.labels_nc.to(device), batch.ids), 0)
                 loss = float(torch.stack(list(out.losses.values())).sum())
                 assert out.logits_nchw is not None
                 scores = out.logits_nchw.float().mean((2, 3)).cpu().numpy()

@@ -134,7 +134,8 @@ class Seam:
         logits, *first = network.forward_seam(images)
         _, *second = network.forward_seam(enlarged(images, (side[0], side[1])))
         terms = seam_losses((first[0], first[1]), (second[0], second[1]), batch.labels_nc, self.settings)
-        return StepOutput(terms, logits[:, 1:], logits[:, :1], classification="cls", share=0.5)
+        pooled = first[0][:, 1:].mean((2, 3))
+        return StepOutput(terms, logits[:, 1:], logits[:, :1], classification="cls", share=0.5, pooled_nc=pooled)
 
     def localise(self, model: nn.Module, views: Views, labels: np.ndarray, companions: Companions | None = None) -> Maps:
         """Sums of a picture's map and its mirror's at the network's stride, of the labelled classes, in SEAM's form (`Maps.inputs`)."""

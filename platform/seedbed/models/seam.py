@@ -190,20 +190,20 @@ class SeamNet(nn.Module):
 
     # --- weights ------------------------------------------------------------------------------------
 
-    def load_published(self, source: str | Path) -> LoadReport:
+    def load_published(self, source: str | Path, field: str = FLAG) -> LoadReport:
         """A backbone's weights, or all of a SEAM checkpoint (HFPL's too); what did not match is in the report. UserError names the file."""
         if isinstance(self.backbone, ResNet38Body):
-            return load_resnet38(self, source)
+            return load_resnet38(self, source, field=field)
         if str(source) not in ("none", "imagenet"):
-            state = {plain_name(name): value for name, value in read_checkpoint(Path(source)).items()}
+            state = {plain_name(name): value for name, value in read_checkpoint(Path(source), field).items()}
             if "f9.weight" in state:
-                return self._fill(state, Path(source))
+                return self._fill(state, Path(source), field)
         heads = tuple(name for name in self.state_dict() if name.startswith(NEW))
-        report = load_weights(self.backbone, source)
+        report = load_weights(self.backbone, source, field)
         matched, missing = (tuple(f"backbone.{name}" for name in names) for names in (report.matched, report.missing))
         return replace(report, matched=matched, missing=(*missing, *heads))
 
-    def _fill(self, state: dict[str, Tensor], path: Path) -> LoadReport:
+    def _fill(self, state: dict[str, Tensor], path: Path, field: str) -> LoadReport:
         """A checkpoint of this very network on another backbone than ResNet-38d: everything has to fit but the classes."""
         own = {plain_name(name): (name, value) for name, value in self.state_dict().items()}
         counted = [n for n in own if not n.endswith("num_batches_tracked")]
@@ -211,11 +211,11 @@ class SeamNet(nn.Module):
         if wrong:
             message = f"{path.name} holds the weights of another network: {wrong[0]} is missing or of another shape"
             remedy = "choose the backbone that the file belongs to with --classifier.backbone, or give another file"
-            raise UserError(message, file=path, field=FLAG, remedy=remedy)
+            raise UserError(message, file=path, field=field, remedy=remedy)
         bad = [n for n, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
         if bad:
             message = f"{path.name} holds numbers that are not finite, in {bad[0]}"
-            raise UserError(message, file=path, field=FLAG, remedy="give a checkpoint from before its training diverged")
+            raise UserError(message, file=path, field=field, remedy="give a checkpoint from before its training diverged")
         fits = {n: v for n, v in state.items() if n in own and v.shape == own[n][1].shape}
         self.load_state_dict({own[n][0]: v for n, v in fits.items()}, strict=False)
         fresh = tuple(own[n][0] for n in counted if n not in fits)

@@ -28,11 +28,12 @@ class RefineConfig(Settings):
         "psa": {**_RIB, **_SEAM, "alpha_high": 32.0, "affinitynet.lr": 0.1, "affinitynet.alpha": 16.0, "affinitynet.squarings": 8},
         "seam": {**_RIB, **_SEAM},
         "hfpl": {**_RIB, **_SEAM, "alpha_low": 1.0},
+        "hfpl_multinomial": {**_RIB, **_SEAM, "alpha_low": 2.0, "alpha_high": 4.0},
     }
 
-    preset: Literal["rib", "rib_coco", "irn", "psa", "seam", "hfpl"] = setting("rib", key=False)
-    """Whose thresholds, alphas and walk: RIB's, RIB's for COCO, IRN's; PSA's, SEAM's, HFPL's (of AffinityNet). It does not choose
-    the method."""
+    preset: Literal["rib", "rib_coco", "irn", "psa", "seam", "hfpl", "hfpl_multinomial"] = setting("rib", key=False)
+    """Whose thresholds, alphas and walk: RIB's, RIB's for COCO, IRN's; PSA's, SEAM's, HFPL's (of AffinityNet), those of its multinomial
+    ISL. It does not choose the method."""
     method: Literal["irn", "affinitynet", "crf", "none"] = "irn"
     """irn: network of class boundaries and random walk (RIB, IRN); affinitynet: PSA's, as SEAM and HFPL have it; crf: dense CRF on the
     maps; none: the maps as they are."""
@@ -41,9 +42,9 @@ class RefineConfig(Settings):
     confident_background: float = bounded(0.17, 0, 1)
     """IRN's training labels: background is where the CRF says so with this constant background score. RIB: 0.17; IRN: 0.05."""
     alpha_low: float = bounded(4.0, 0, 1000, open_low=True)
-    """AffinityNet's training labels: exponent of the background score that makes objects small. PSA, SEAM: 4; HFPL: 1."""
+    """AffinityNet's training labels: exponent of the background score that makes objects small. PSA, SEAM: 4; HFPL: 1, multinomial 2."""
     alpha_high: float = bounded(24.0, 0, 1000, open_low=True)
-    """AffinityNet's training labels: exponent that makes them large. PSA: 32; SEAM, HFPL: 24."""
+    """AffinityNet's training labels: exponent that makes them large. PSA: 32; SEAM, HFPL: 24; multinomial 4."""
     power: float = bounded(1.3, 0, 16, open_low=True)
     """IRN: exponent of the maps before they walk. RIB: 1.3; IRN: 1."""
     mask_background: float = bounded(0.27, 0, 1)

@@ -32,7 +32,7 @@ def headline(study: StudyResult) -> Headline | None:
     else:
         return None
     best = methods[-1]
-    base = next((r for r in methods if r.method.lower() == "cam" and r is not best), None)
+    base = next((r for r in methods if r.method.lower().partition("+")[0] == "cam" and r is not best), None)
     apart = next((r.values.get("mIoU") for r in table.rows if r.kind == "difference" and r.method == best.method), None)
     bare = max((r for r in table.rows if r.kind == "without network"), key=lambda r: r.values["mIoU"].mean, default=None)
     return Headline("mIoU", base, best, apart, bare, _sentence(table, base, best, apart))

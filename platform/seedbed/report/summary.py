@@ -120,8 +120,8 @@ def _rows(study: StudyResult, stage: str, split: str, papers: Sequence[PaperRow]
             varied = ", ".join(f"{k.partition('.')[2] or k} {v}" for k, v in (row.get("setting") or {}).items())
             groups.setdefault((str(row["method"]), varied), []).append(row)
     rows = [_row(method, varied, group) for (method, varied), group in groups.items()]
-    ours = sorted((r for r in rows if r.kind == "method"), key=lambda r: r.method.lower() != "cam")
-    first = next((r for r in ours if r.method.lower() == "cam"), None)
+    ours = sorted((r for r in rows if r.kind == "method"), key=lambda r: r.method.lower().partition("+")[0] != "cam")
+    first = next((r for r in ours if r.method.lower().partition("+")[0] == "cam"), None)
     apart = [difference(r, first) for r in ours if first is not None and r is not first]
     return [*ours, *apart, *(r for r in rows if r.kind == "without network"), *map(_paper_row, papers)]
 
