@@ -71,7 +71,7 @@ def correlate(maps_nchw: Tensor, embedding_nchw: Tensor) -> Tensor:
     width = positions if torch.is_grad_enabled() else max(1, BLOCK // (n * positions))
     columns = []
     for part in directions.split(width, 2):
-        affinity = (directions.transpose(1, 2) @ part).relu()
+        affinity = (directions.transpose(1, 2) @ part).relu_()
         # Dividing what is summed rather than the affinity saves two copies of it.
         columns.append(maps @ affinity / (affinity.sum(1, keepdim=True) + TINY))
     return torch.cat(columns, 2).view(n, c, *size)
