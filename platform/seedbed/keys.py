@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.data import Store
-from seedbed.pipeline import Experiment, addons_key, plain
+from seedbed.pipeline import Experiment, addons_key, code_version, plain
 from seedbed.refine.saliency import folder_digest
 
 BASELINES = ("whole_picture", "centred_box")
@@ -74,13 +74,20 @@ class Keys:
         return {
             "classifier": e.classifier.resolved().to_dict(only_key=True),
             "method": e.trainer,
-            **({"seam": e.seam.to_dict(only_key=True)} if e.trainer == "seam" else {}),
+            **self._trained_by(),
             **addons_key(e),
             "seed": seed,
             "workers": e.run.workers,
             "inputs": self._inputs(self.train_ids),
             **self.resources(),
         }
+
+    def _trained_by(self) -> dict[str, Any]:
+        """A method's own training: its settings and its code's version. CAM's is the classifier's."""
+        if self.experiment.trainer == "cam":
+            return {}
+        settings = {k: v for k, v in self.experiment.seam.to_dict(only_key=True).items() if k != "output"}
+        return {self.experiment.trainer: settings, "code": code_version(self.experiment.trainer)}
 
     def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
         e = self.experiment

@@ -171,6 +171,11 @@ def method_settings(experiment: Experiment, method: str) -> tuple[Any, ...]:
     return {"cam": (experiment.cam,), "rib": (experiment.rib, experiment.cam), "seam": (experiment.seam, experiment.cam)}[plain(method)]
 
 
+def training_settings(experiment: Experiment) -> tuple[Any, ...]:
+    """What the method that trains the classifier is constructed with, as far as the training depends on it."""
+    return (experiment.seam.replace(output=SeamConfig().output),) if experiment.trainer == "seam" else ()
+
+
 def plain(label: str) -> str:
     """A method's name without its add-ons."""
     return label.partition("+")[0]
@@ -211,7 +216,7 @@ def classifier_task(experiment: Experiment, store: Store, seed: int, left_out: t
         config=config,
         seed=seed,
         method=experiment.trainer,
-        method_settings=method_settings(experiment, experiment.trainer) if experiment.trainer != "cam" else (),
+        method_settings=training_settings(experiment),
         addons=tuple(addon_settings(experiment).items()),
         limit=data.limit,
         left_out=left_out,
