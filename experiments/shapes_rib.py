@@ -25,8 +25,10 @@ STUDY = s.ShapesExperiment(
     rib=s.RibConfig(lr=2e-4, margin=120.0, batch=4, loss_scales=(1.0, 1.5), snapshots=True),
     scoring=s.SeedConfig(low=0.02, high=0.5, step=0.02),
     refine=s.RefineConfig(
-        mask_background=0.2, ignore_foreground=0.25, ignore_background=0.15, confident_foreground=0.3, confident_background=0.1,
-        irn=s.IrnConfig(backbone="small", weights="classifier", epochs=20, batch=16, crop=96, radius=5, walk=s.IrnWalk(pad=0, squarings=6)),
+        mask_background=0.12, ignore_foreground=0.15, ignore_background=0.09, confident_foreground=0.3, confident_background=0.1,
+        irn=s.IrnConfig(
+            backbone="small", weights="classifier", epochs=20, batch=16, crop=96, radius=5, walk=s.IrnWalk(pad=0, beta=30.0, squarings=4),
+        ),
     ),
     segmenter=s.SegmenterConfig.named("small", weights="none"),
 )  # fmt: skip

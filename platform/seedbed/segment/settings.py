@@ -86,7 +86,7 @@ class SegmenterConfig(TrainingSettings):
             "test_flip": True,
             "crf": "none",
             "accumulate": 1,
-            "loss": "balanced_half",
+            "loss": "plain",
             "scales": (0.75, 1.0, 1.25),
             "steps": 400,
             "lr": 3e-3,
