@@ -138,6 +138,8 @@ class Experiment(Settings):
         return "cam" if self.method == "rib" else self.method
 
     def check_together(self, prefix: str) -> None:
+        for name in self.addons:
+            addon_class(name)  # says which there are
         if len(set(self.addons)) < len(self.addons):
             message = f"--addons names {', '.join(sorted({a for a in self.addons if self.addons.count(a) > 1}))} twice"
             raise UserError(message, field="--addons", remedy="name each add-on once")
