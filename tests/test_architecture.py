@@ -44,11 +44,12 @@ LAYERS = (
         "local",
     ),
     ("study",),
+    ("sweeps",),
     ("runtime",),
     ("__main__",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
-UPWARDS_INSIDE_FUNCTIONS = {("study", "runtime")}  # Ray loads only when a run uses it
+UPWARDS_INSIDE_FUNCTIONS = {("study", "runtime"), ("sweeps", "runtime")}  # Ray loads only when a run uses it
 ROOT_NAMES = {"Experiment": "pipeline", "run": "study"}  # what `seedbed/__init__.py` offers lazily
 
 BARE_MACHINE = {"torch", "numpy", "PIL", "pyarrow"}  # what the core may count on, see pyproject.toml

@@ -50,7 +50,7 @@ class Tracker(Protocol):
 
     def start(self, experiment: str, run_name: str | None, params: dict[str, Any], tags: dict[str, str]) -> None: ...
 
-    def stage(self, name: str, tags: dict[str, str]) -> str: ...
+    def stage(self, name: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> str: ...
 
     def log(self, metrics: dict[str, float], step: int | None = None, child: str | None = None) -> None: ...
 
@@ -67,7 +67,7 @@ class NullTracker:
     def start(self, experiment: str, run_name: str | None, params: dict[str, Any], tags: dict[str, str]) -> None:
         pass
 
-    def stage(self, name: str, tags: dict[str, str]) -> str:
+    def stage(self, name: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> str:
         return ""
 
     def log(self, metrics: dict[str, float], step: int | None = None, child: str | None = None) -> None:

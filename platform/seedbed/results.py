@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,25 @@ def conclude(study: Study, began: float) -> StudyResult:
     """Scores, tables, report and the parent's record, from what the stages left behind."""
     rows = [*study.rows, *validation_rows(study)]
     rows += repetition_rows(rows)
-    content = {"version": SCORES_VERSION, "rows": rows}
-    write_atomically(study.out / "scores.json", json.dumps(content, indent=1, allow_nan=False).encode())
+    write_scores(study.out, rows)
+    result = gathered(study, rows, began)
+    report = write_report(study.out, result)
+    write_tables(result, report=report)
+    study.tracker.log(parent_metrics(study))
+    for path in (study.out / "scores.json", report, *sorted((study.out / "figures").glob("*"))):
+        study.tracker.artifact(path)
+    return result
+
+
+def write_scores(out: Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    content = {"version": SCORES_VERSION, "rows": rows, **more}
+    write_atomically(out / "scores.json", json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def gathered(study: Study, rows: list[dict[str, Any]], began: float) -> StudyResult:
+    """All that the report shows of a study."""
     info = study.store.info
-    result = StudyResult(
+    return StudyResult(
         experiment=study.experiment,
         rows=rows,
         curves=curves(study),
@@ -62,12 +78,6 @@ def conclude(study: Study, began: float) -> StudyResult:
         palette=info.palette,
         warnings=study.warnings,
     )
-    report = write_report(study.out, result)
-    write_tables(result, report=report)
-    study.tracker.log(parent_metrics(study))
-    for path in (study.out / "scores.json", report, *sorted((study.out / "figures").glob("*"))):
-        study.tracker.artifact(path)
-    return result
 
 
 def curves(study: Study) -> dict[str, dict[str, list[float]]]:
@@ -85,36 +95,39 @@ def curves(study: Study) -> dict[str, dict[str, list[float]]]:
 
 def over_k(study: Study) -> dict[str, list[dict[str, float]]]:
     """Per method with snapshots the mean IoU of the cumulative map of every k, each at its best threshold; the mean over seeds."""
-    grid = study.experiment.scoring.grid()
-    names = len(study.store.info.classes)
-    absent = study.experiment.scoring.absent(study.subset)
     out: dict[str, list[dict[str, float]]] = {}
     for method in study.methods:
-        runs: list[list[tuple[float, float]]] = []
-        for m, seed in study.sweeps:
-            if m != method:
-                continue
-            steps: dict[int, SweepCounts] = {}
-            for (packed,) in study.sweeps[m, seed].records().columns("snapshots"):
-                if packed is None:
-                    continue
-                arrays = unpack(packed)
-                last = max(int(name.split(".")[0]) for name in arrays)
-                for k in range(study.experiment.rib.steps):
-                    # A run that ended early keeps its last map: that is what it would be scored by.
-                    prefix = f"{min(k, last):03d}."
-                    mine = {name[len(prefix) :]: values for name, values in arrays.items() if name.startswith(prefix)}
-                    steps.setdefault(k, SweepCounts(grid, names)).merge(SweepCounts.from_record(mine, grid, names))
-            best = [steps[k].best(absent) for k in sorted(steps)]
-            if best:
-                runs.append([(100 * b.mean_iou, b.value) for b in best])
-        if runs:
+        if runs := [*runs_over_k(study, method).values()]:
             values = np.asarray(runs)  # (runs, k, 2)
             out[method] = [
                 {"k": k, "mIoU": float(values[:, k, 0].mean()), "threshold": float(values[:, k, 1].mean())}
                 | ({"std": float(values[:, k, 0].std(ddof=1))} if len(runs) > 1 else {})
                 for k in range(values.shape[1])
             ]
+    return out
+
+
+def runs_over_k(study: Study, method: str) -> dict[int, list[tuple[float, float]]]:
+    """Random seed -> for every k the mean IoU (percent) of the cumulative map and its best threshold; nothing without snapshots."""
+    grid, names = study.experiment.scoring.grid(), len(study.store.info.classes)
+    absent = study.experiment.scoring.absent(study.subset)
+    out: dict[int, list[tuple[float, float]]] = {}
+    for m, seed in study.sweeps:
+        if m != method:
+            continue
+        steps: dict[int, SweepCounts] = {}
+        for (packed,) in study.sweeps[m, seed].records().columns("snapshots"):
+            if packed is None:
+                continue
+            arrays = unpack(packed)
+            last = max(int(name.split(".")[0]) for name in arrays)
+            for k in range(study.experiment.rib.steps):
+                # A run that ended early keeps its last map: that is what it would be scored by.
+                prefix = f"{min(k, last):03d}."
+                mine = {name[len(prefix) :]: values for name, values in arrays.items() if name.startswith(prefix)}
+                steps.setdefault(k, SweepCounts(grid, names)).merge(SweepCounts.from_record(mine, grid, names))
+        if best := [steps[k].best(absent) for k in sorted(steps)]:
+            out[seed] = [(100 * b.mean_iou, b.value) for b in best]
     return out
 
 
@@ -250,6 +263,10 @@ def run_record(study: Study, began: float, status: str, failure: BaseException |
 
 def write_run_record(study: Study, began: float, status: str, failure: BaseException | None) -> None:
     aside = any(s.set_aside for s in study.summaries)
-    exit_status = {"FINISHED": 3 if aside else 0, "KILLED": 130}.get(status, 2 if isinstance(failure, UserError) else 1)
-    record = {**run_record(study, began, status, failure), "exit_status": exit_status}
+    record = {**run_record(study, began, status, failure), "exit_status": exit_status(status, failure, partly=aside)}
     write_atomically(study.out / "run.json", json.dumps(record, indent=1, default=str).encode())
+
+
+def exit_status(status: str, failure: BaseException | None, *, partly: bool) -> int:
+    """The process's, as run.json has it: `partly` done is 3."""
+    return {"FINISHED": 3 if partly else 0, "KILLED": 130}.get(status, 2 if isinstance(failure, UserError) else 1)

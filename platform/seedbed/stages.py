@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,12 +28,17 @@ from seedbed.trainings import Training, train_all
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
 
+MapsWork = Callable[[int, ImageWork], ImageWork]
+"""Random seed and the work of making the maps -> other work that leaves the same records."""
+
 
 class Study(Plan):
     """One study on its way: its plan, and what its stages left behind so far."""
 
-    def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
+    def __init__(self, experiment: Experiment, store: Store, device: str, maps_work: MapsWork | None = None) -> None:
+        """`maps_work`: a shorter way to the maps of the study's method, where there is one (sweeps/cut.py)."""
         super().__init__(experiment, store, device)
+        self.maps_work = maps_work
         self.git = str(provenance.git_commit()["commit"])
         self.summaries: list[StageSummary] = []
         self.rows: list[dict[str, Any]] = []
@@ -56,19 +61,24 @@ class Study(Plan):
         check(study, dry=dry)
         return study
 
+    def collect(self, executor: Executor, tracker: Tracker) -> list[dict[str, Any]]:
+        """All stages and their rows, and nothing else: no scores.json, no report, no run.json."""
+        self.executor, self.tracker = executor, tracker
+        self.keys = Keys(self.experiment, self.store, executor.device)
+        self.walk()
+        return self.rows
+
     def run(self, executor: Executor, tracker: Tracker) -> StudyResult:
         """All stages, then scores, report and record. An error or Ctrl-C leaves what is finished."""
         from seedbed import results
 
-        self.executor, self.tracker = executor, tracker
-        self.keys = Keys(self.experiment, self.store, executor.device)
         began, status, failure = time.time(), "FAILED", None
         e = self.experiment
         name = e.run.name or f"{e.name} {e.key()[:8]}"
         tags = {"seedbed.kind": "study", "seedbed.key": e.key(), "seedbed.method": self.method, "seedbed.seed": str(e.seed)}
         tracker.start(e.name, name, e.flat(), tags)
         try:
-            self.walk()
+            self.collect(executor, tracker)
             result = results.conclude(self, began)
             status = "FINISHED"
             return result
@@ -126,7 +136,7 @@ class Study(Plan):
         stage = self.maps_stages[method, seed] = self.maps_stage(method, seed)
         for ident, reason in self.keys.left_out.items() if stage.manifest is None else ():
             stage.set_aside(ident, reason)
-        work = LocaliseWork(
+        work: ImageWork = LocaliseWork(
             store=self.address,
             cache=e.data.cache,
             classifier=self.classifier_stage(seed).folder,
@@ -138,6 +148,8 @@ class Study(Plan):
             device=self.executor.device,
             threads=e.run.threads,
         )
+        if self.maps_work is not None and method == e.method:
+            work = self.maps_work(seed, work)
         self.per_image("maps", stage, method, seed, work, self.keys.map_ids)
 
     def choose_threshold(self, method: str, seed: int) -> Threshold:
@@ -195,18 +207,23 @@ class Study(Plan):
     def _per_image_stage(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str]) -> Iterator[str]:
         with self.recorded(name, stage, method, seed) as child:
             if stage.manifest is None:
-                began = time.perf_counter()
-                todo = stage.pending(ids)
-                with self.progress.stage(self.label(name, method.upper(), seed), total=len(ids), done=len(ids) - len(todo)) as line:
-                    computed = self.executor.map_images(work, ids, stage, line) if todo else 0
-                aside = stage.set_aside_reasons()
-                if ids and aside and not len(stage.records()):
-                    ident, reason = next(iter(aside.items()))
-                    stage.discard()
-                    message = f"every picture of {name} {method} failed; {ident}: {reason}"
-                    raise UserError(message, field=name, remedy="mend the cause and start again")
-                stage.finish(computed=computed, seconds=time.perf_counter() - began)
+                with stage.alone():
+                    if stage.manifest is None:
+                        self._make(name, stage, method, seed, work, ids)
             yield child
+
+    def _make(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str]) -> None:
+        began = time.perf_counter()
+        todo = stage.pending(ids)
+        with self.progress.stage(self.label(name, method.upper(), seed), total=len(ids), done=len(ids) - len(todo)) as line:
+            computed = self.executor.map_images(work, ids, stage, line) if todo else 0
+        aside = stage.set_aside_reasons()
+        if ids and aside and not len(stage.records()):
+            ident, reason = next(iter(aside.items()))
+            stage.discard()
+            message = f"every picture of {name} {method} failed; {ident}: {reason}"
+            raise UserError(message, field=name, remedy="mend the cause and start again")
+        stage.finish(computed=computed, seconds=time.perf_counter() - began, summary=getattr(work, "summary", None))
 
     @contextmanager
     def recorded(self, name: str, stage: Stage, method: str | None, seed: int) -> Iterator[str]:

@@ -70,7 +70,9 @@ def _start(study: Study, training: Training, ended: SimpleQueue[tuple[Training, 
     def work() -> None:
         try:
             if training.stage.manifest is None:
-                _train(study, training)
+                with training.stage.alone():
+                    if training.stage.manifest is None:
+                        _train(study, training)
             ended.put((training, None))
         except BaseException as error:
             ended.put((training, error))

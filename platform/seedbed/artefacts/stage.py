@@ -6,12 +6,14 @@ compacted to shards and its manifest makes it whole. A kill at any moment costs 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,17 @@ class Stage:
             manifest["computed"] = 0
             write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         return manifest
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one process or thread at a time (flock): who comes second waits, and then looks whether the artefact is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / ".lock"
+        with open(path, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+            if self.manifest is not None:  # whoever still waits for this file finds the artefact whole
+                path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

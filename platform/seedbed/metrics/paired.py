@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -56,15 +57,34 @@ def paired_difference(
 
     A set score is no mean over pictures, so each resample adds up the counts of its pictures, the same for both methods, and scores them.
     """
-    ids = sorted(first.keys() & second.keys())
+    return paired_over_seeds([(first, second)], absent=absent, metric=metric, resamples=resamples, level=level, seed=seed)
+
+
+def paired_over_seeds(
+    runs: Sequence[tuple[Mapping[str, Counts], Mapping[str, Counts]]],
+    *,
+    absent: Absent,
+    metric: Literal["mIoU", "F", "J_and_F"] = "mIoU",
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """The mean over random seeds of the paired difference, each run being (first, second); a resample's pictures are the same in all.
+
+    The interval says how much the pictures matter, not the seeds: those stand beside as a standard deviation.
+    """
+    ids = sorted(set.intersection(*(set(by_id) for run in runs for by_id in run)) if runs else ())
     if not ids:
         raise ValueError("the two methods have no picture in common")
-    sides = [_stack([by_id[i] for i in ids]) for by_id in (first, second)]
-    classes = first[ids[0]][0].num_classes
+    sides = [[_stack([by_id[i] for i in ids]) for by_id in run] for run in runs]
+    classes = runs[0][0][ids[0]][0].num_classes
 
     def difference(weights: np.ndarray | None, rule: Absent) -> np.ndarray:
-        a, b = (_score(side if weights is None else weights @ side, classes, rule, metric) for side in sides)
-        return 100 * (b - a)
+        found = []
+        for run in sides:
+            a, b = (_score(side if weights is None else weights @ side, classes, rule, metric) for side in run)
+            found.append(100 * (b - a))
+        return found[0] if len(found) == 1 else np.mean(found, axis=0)
 
     rng = np.random.default_rng(seed)
     drawn: list[float] = []
@@ -75,6 +95,19 @@ def paired_difference(
     low, high = np.nanpercentile(drawn, [tail, 100 - tail])
     whole = difference(np.ones((1, len(ids))), absent)[0]
     return PairedDifference(metric, float(whole), float(low), float(high), level, tuple(ids), difference(None, "truth"))
+
+
+def counts_by_picture(folder: Path, classes: int, tolerance: float) -> dict[str, Counts]:
+    """Id -> what an artefact with `confusion` and `contour` counted on the picture; those without a mask are left out."""
+    from seedbed.artefacts import Fragments
+    from seedbed.artefacts.records import unpack
+
+    found: dict[str, Counts] = {}
+    for ident, confusion, contours in Fragments(folder).columns("id", "confusion", "contour"):
+        if confusion is not None:
+            region = Confusion.from_record(unpack(confusion), classes)
+            found[ident] = region, Contour.from_record(unpack(contours), classes, tolerance)
+    return found
 
 
 def _stack(counts: list[Counts]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedbed.report.page import write_report
-from seedbed.report.result import Panel, StageSummary, StudyResult
+from seedbed.report.result import Panel, StageSummary, StudyResult, SweepRow, SweepTable
 from seedbed.report.terminal import write_tables
 
-__all__ = ["Panel", "StageSummary", "StudyResult", "write_report", "write_tables"]
+__all__ = ["Panel", "StageSummary", "StudyResult", "SweepRow", "SweepTable", "write_report", "write_tables"]

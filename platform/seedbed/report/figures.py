@@ -9,6 +9,7 @@ from typing import Any
 from seedbed.report.drawing import THEME, Figure, color_of
 from seedbed.report.result import StudyResult
 from seedbed.report.summary import Table, method_name, per_class, tables
+from seedbed.report.sweep import sweep_figure
 
 REASONS = {
     "margin": "margin reached", "area": "area guard", "steps": "all steps run", "companions": "companions ran out",
@@ -21,6 +22,8 @@ def figures(study: StudyResult) -> list[Figure]:
     """All figures for which the study has values."""
     first = next(iter(tables(study)), None)
     found = [_threshold(study, first), _over_k(study, first), _repetitions(first)]
+    if study.sweep is not None:
+        found.append(sweep_figure(study.sweep))
     if first is not None:
         found += [_per_class(study, first, "IoU", "J (IoU)"), _per_class(study, first, "F", "F (contours)")]
     found += [_ends(method, ends) for method, ends in study.ends.items()]

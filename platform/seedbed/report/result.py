@@ -44,6 +44,45 @@ class StageSummary:
 
 
 @dataclass(frozen=True)
+class SweepRow:
+    """A row of a sweep's table: a trial, or a row of the base."""
+
+    label: str
+    method: str
+    values: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    """Metric -> mean over the random seeds, and standard deviation where there are several; empty where the trial failed."""
+    printed: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    """The same as the paper prints it."""
+    paired: Mapping[str, float] | None = None
+    """Against the reference row: difference, low, high (points), pictures."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[float] = ()
+    """mIoU of the cumulative map of every step k."""
+    state: str = ""
+    """Of a trial: run, found, cut, stopped, or why it failed."""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """What a sweep shows: a table in the paper's shape, with the paper's numbers beside ours."""
+
+    name: str
+    title: str
+    stage: str
+    split: str
+    metrics: Sequence[str]
+    rows: Sequence[SweepRow]
+    reference: str = ""
+    """Label of the row that the others are compared with."""
+    axis: str = ""
+    over_k: bool = False
+    search: bool = False
+    source: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """All that the tables and the report show."""
 
@@ -70,3 +109,5 @@ class StudyResult:
     palette: Sequence[Sequence[int]] = ()
     """RGB of every label value, background first."""
     warnings: Sequence[str] = ()
+    sweep: SweepTable | None = None
+    """Of a sweep: its trials. `rows` are then those of the base alone."""

@@ -9,8 +9,10 @@ from typing import Any
 from seedbed.progress import duration
 from seedbed.report import summary
 from seedbed.report.result import StudyResult
+from seedbed.report.sweep import sweep_tables
 
 FIGURE_GROUPS = (
+    ("sweep", "Sweep", "Every trial beside what the paper prints; the base is the plain CAM.", ("sweep",)),
     (
         "curves", "Curves", "What the score does over the threshold and over the steps, and how the runs of the single pictures ended.",
         ("threshold", "over_k", "repetitions", "ends"),
@@ -33,6 +35,7 @@ def repetitions(table: summary.Table) -> tuple[list[str], list[tuple[Any, list[s
 
 def figure_groups(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, str, list[Any], list[Any]]]:
     data = {
+        "sweep": sweep_tables(study.sweep) if study.sweep is not None else [],
         "curves": [*_curve_table(study), *_k_table(study), *_end_tables(study)],
         "labels": _label_tables(study),
         "classes": _class_tables(study),

@@ -25,7 +25,7 @@ COMPANIONS_LIMIT = 0.05
 """Share of runs that may end because companions run out before it is warned about (PROTOCOL.md)."""
 
 
-Kind = Literal["method", "difference", "without network", "paper"]
+Kind = Literal["method", "difference", "without network", "paper", "failed"]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from seedbed.report import reading
-from seedbed.report.result import StudyResult
+from seedbed.report.result import StudyResult, SweepTable
 from seedbed.report.summary import METRICS, Kind, Row, Table, classifier_line, coverage_line, tables
+from seedbed.report.sweep import sweep_cells
 
 PAPERS_SHOWN = 6
 
-STYLES = {"method": "bold", "difference": "italic", "without network": "dim", "paper": "cyan"}
+STYLES = {"method": "bold", "difference": "italic", "without network": "dim", "paper": "cyan", "failed": ""}
 
 
 def write_tables(study: StudyResult, *, report: Path | str | None = None, stream: TextIO | None = None, width: int | None = None) -> None:
@@ -35,6 +36,8 @@ def write_tables(study: StudyResult, *, report: Path | str | None = None, stream
     for line in (classifier_line(study), coverage_line(study)):
         if line is not None:
             _say(line, console, stream, width, "")
+    if study.sweep is not None:
+        _print_sweep(study.sweep, console, stream, width)
     for head, style, sentences in (("warning", "yellow", reading.warnings(study)), ("note", "dim", reading.notes(study))):
         for sentence in sentences:
             _say(f"{head}: {sentence}", console, stream, width, style)
@@ -47,6 +50,8 @@ def plain_tables(study: StudyResult, width: int = 100) -> str:
     buffer = io.StringIO()
     for table in tables(study):
         _print_table(table, None, buffer, width)
+    if study.sweep is not None:
+        _print_sweep(study.sweep, None, buffer, width)
     for head, sentences in (("warning", reading.warnings(study)), ("note", reading.notes(study))):
         for sentence in sentences:
             _say(f"{head}: {sentence}", None, buffer, width, "")
@@ -107,6 +112,18 @@ def _print_table(table: Table, console: Any, stream: TextIO, width: int) -> None
         _say(f"{hidden} more rows of papers stand in the report.", console, stream, width, "dim")
 
 
+def _print_sweep(sweep: SweepTable, console: Any, stream: TextIO, width: int) -> None:
+    heads, rows = sweep_cells(sweep)
+    title = f"{sweep.title}: {sweep.stage} on {sweep.split}, percent"
+    if console is None:
+        print(f"\n{title}\n{_aligned(heads, rows)}", file=stream)
+    else:
+        console.print()
+        console.print(_rich_table(title, heads, rows))
+    for note in sweep.notes:
+        _say(note, console, stream, width, "dim", indent=3)
+
+
 def _used(table: Table) -> dict[str, str]:
     shown = {row.protocol for row in _shown(table.rows)}
     return {text: letter for text, letter in table.protocols().items() if text in shown}
@@ -123,6 +140,8 @@ def _rich_table(title: str, heads: Sequence[str], rows: Sequence[tuple[Kind, lis
         out.add_column(head, justify="left" if i in (0, len(heads) - 1) else "right", no_wrap=True)
     for i, (kind, row) in enumerate(rows):
         style = STYLES[kind]
+        if kind == "failed":
+            style += " red"
         if kind == "difference":
             style += " green" if row[1].startswith("+") else " red"
         following = rows[i + 1][0] if i + 1 < len(rows) else kind

@@ -69,9 +69,10 @@ class MlflowTracker:
         self.parent = self._begin(experiment, run_name, None, {**own, **tags}, params)
         self.experiment = experiment
 
-    def stage(self, name: str, tags: Mapping[str, str]) -> str:
+    def stage(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
         """Begins a child of the parent run; returns what `log`, `artifact` and `end_stage` call it by."""
-        return self._begin(self.experiment, name, self.parent, {"seedbed.kind": "stage", "seedbed.stage": name, **tags}, {})
+        own = {"seedbed.kind": "stage"} | ({"seedbed.stage": name} if "seedbed.kind" not in tags else {})
+        return self._begin(self.experiment, name, self.parent, {**own, **tags}, params or {})
 
     def log(self, metrics: Mapping[str, float], step: int | None = None, child: str | None = None) -> None:
         """Metrics of the parent or of a child, sent in batches. What is not finite becomes a tag that names it, not a point of a curve."""

@@ -1,0 +1,288 @@
+"""The driver of a sweep: what all trials share, the trials that are left, and what came out. Only it writes to MLflow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seedbed import progress, study
+from seedbed.artefacts import hold
+from seedbed.checks import check, check_companions, check_scored
+from seedbed.config import digest
+from seedbed.data import Store
+from seedbed.local import Executor, Tracker
+from seedbed.pipeline import WORDS
+from seedbed.plan import Plan
+from seedbed.stages import Study
+from seedbed.sweeps import space, tables
+from seedbed.sweeps.cut import share_runs
+from seedbed.sweeps.settings import Sweep
+from seedbed.sweeps.tables import Line, PaperTable, SweepResult, TableOf
+from seedbed.sweeps.trials import Ledger, Record, Trial, run_trial, trial_key
+from seedbed.sweeps.watch import Watch
+from seedbed.types import UserError
+
+LIGHT = 512
+"""Pictures up to which cutting maps is done in the driver: starting processes takes longer."""
+
+
+def main(
+    sweep: Sweep, table_of: Mapping[str, TableOf], smoke: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None
+) -> NoReturn:
+    """The command line of a sweep's script; statuses as of a study, 3 also where a trial failed."""
+    with study.reported_errors():
+        settings = study.parse(sweep, smoke or {}, list(sys.argv[1:] if argv is None else argv))
+        assert isinstance(settings, Sweep)
+        if settings.explain:
+            explain(settings, table_of)
+            sys.exit(study.DONE)
+        result = run(settings, table_of)
+    sys.exit(study.SET_ASIDE if result.failed or result.set_aside else study.DONE)
+
+
+def run(sweep: Sweep, table_of: Mapping[str, TableOf]) -> SweepResult:
+    """Runs a sweep, or what is missing of it. UserError: something a user can mend."""
+    driver = Driver(absolute(sweep), table_of)
+    with hold(sweep.folder()):
+        return driver.run()
+
+
+def explain(sweep: Sweep, table_of: Mapping[str, TableOf], say: Callable[[str], None] = print) -> None:
+    """One line for each shared stage and each trial. Nothing is run and nothing written."""
+    from seedbed.local import local_device
+
+    driver = Driver(absolute(sweep), table_of)
+    device = local_device(sweep.run.device)
+    driver.open(dry=True)
+    for line in Study(driver.shared, driver.store, device).explanation():
+        say(line)
+    for trial in driver.plan(device):
+        state = "found" if driver.finished(trial) else "cut" if trial.cut_from is not None else "runs"
+        say(f"{'trial':24} {trial.key}  {state:8} {trial.name}")
+
+
+def absolute(sweep: Sweep) -> Sweep:
+    """Paths as another process finds them."""
+    changes: dict[str, Any] = {"out": str(sweep.folder())}
+    if sweep.data.store and "://" not in sweep.data.store:
+        changes["data.store"] = str(Path(sweep.data.store).absolute())
+    for name, value in sweep.flat().items():
+        if name.endswith(("weights", "saliency")) and value and value not in WORDS and Path(str(value)).exists():
+            changes[name] = str(Path(value).absolute())
+    return sweep.replace(**changes)
+
+
+class Driver:
+    """One call of a sweep."""
+
+    def __init__(self, sweep: Sweep, table_of: Mapping[str, TableOf]) -> None:
+        sweep.check()
+        self.sweep = sweep
+        self.table = chosen_table(sweep, table_of)
+        self.space = space.read_space(sweep.space, sweep) if sweep.space or sweep.search != "grid" else {}
+        split = {"data.score_split": self.table.split} if self.table.split and self.table.stage != "segmentation" else {}
+        self.base = sweep.replace(**{"until": self.table.stage, **split, **self.table.fixed})
+        self.shared = self.base.replace(**self.table.base)
+        self.settings = self.chosen_settings()
+        self.ledger = Ledger(sweep.folder())
+        self.refused: dict[str, UserError] = {}
+        """Trials (by name) that can't work, found before anything is started."""
+        self.failed: dict[str, str] = {}
+        self.computed: list[str] = []
+        self.records: dict[str, Record] = {}
+        self.store: Store
+
+    # --- which trials -------------------------------------------------------------------------------
+
+    def chosen_settings(self) -> list[space.Setting]:
+        """Of the trials, as far as they are known before any has run."""
+        s = self.sweep
+        if s.search == "random":
+            return space.draw(self.space, s.trials, s.seed)
+        if s.search == "optuna":
+            most, found = space.size(self.space), []
+        else:
+            found = self.table.settings if self.table.lines else space.grid(self.space)
+            most = len(found)
+        if most is not None and s.trials > most:
+            raise space.too_many(s.trials, most)
+        return found[: s.trials or None]
+
+    def open(self, *, dry: bool = False) -> None:
+        """Looks at data and settings of the base and of every trial before anything is started."""
+        self.store = self.base.open_data(dry=dry)
+        check(Plan(self.shared, self.store, "cpu"), dry=dry)
+        for trial in self.plan("cpu"):
+            try:
+                trial.experiment.check()
+                plan = Plan(trial.experiment, self.store, "cpu")
+                check(plan, dry=True)
+                check_companions(plan)
+                check_scored(plan)
+            except UserError as error:
+                self.refused[trial.name] = error
+        if self.refused and len(self.refused) == len(self.settings):
+            raise next(iter(self.refused.values()))
+
+    def plan(self, device: str, settings: Sequence[space.Setting] | None = None) -> list[Trial]:
+        """The trials, each with its key and with the one that it is cut from."""
+        settings = self.settings if settings is None else settings
+        mine = [self.base.replace(**setting) for setting in settings]
+        # A trial that may be stopped early is nothing to rely on.
+        shared = share_runs(mine) if self.sweep.stop == "none" else [(e, None) for e in mine]
+        return [
+            Trial(e, setting, trial_key(Plan(e, self.store, device)), device, None if source is None else shared[source][0])
+            for setting, (e, source) in zip(settings, shared, strict=True)
+        ]
+
+    def finished(self, trial: Trial) -> bool:
+        """A trial that was stopped early is finished as long as trials are stopped early."""
+        record = self.ledger.read(trial.key)
+        return record is not None and (record["status"] == "finished" or self.sweep.stop != "none")
+
+    def left(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [*{t.key: t for t in trials if not self.finished(t) and t.name not in self.refused}.values()]
+
+    @property
+    def ident(self) -> str:
+        """Of an optimizer's search: it learns from the records that have it."""
+        return digest(["optuna", self.base.key(), self.store.inputs_checksum(self.base.data.score_split), sorted(self.sweep.space)])
+
+    def earlier(self) -> list[Record]:
+        """What an optimizer's search has found in earlier calls."""
+        if self.sweep.search != "optuna":
+            return []
+        return [r for r in self.ledger.all() if r.get("search") == self.ident and (r["status"] == "finished" or self.sweep.stop != "none")]
+
+    def to_choose(self) -> int:
+        """Trials that an optimizer has still to choose."""
+        return max(0, self.sweep.trials - len(self.earlier())) if self.sweep.search == "optuna" else 0
+
+    def device_of_finished(self) -> str | None:
+        """The device on which all was done already: then nobody has to be asked for work."""
+        wanted = self.sweep.run.device
+        for device in ("cuda", "cpu") if wanted == "auto" else (wanted,):
+            whole = all(stage.manifest is not None for _, stage in Plan(self.shared, self.store, device).plan())
+            if whole and not self.left(self.plan(device)) and not self.to_choose():
+                return device
+        return None
+
+    # --- running them -------------------------------------------------------------------------------
+
+    def run(self) -> SweepResult:
+        from seedbed.sweeps import conclusion
+
+        self.open()
+        began, status = time.time(), "FAILED"
+        failure: BaseException | None = None
+        device, run_config = self.device_of_finished(), self.base.run
+        if device is None and run_config.executor == "ray":
+            run_config = run_config.replace(actors=max(run_config.actors, self.at_once(None)))
+        base = Study(self.shared, self.store, device or "cpu")
+        with study.executor(self.base.replace(run=run_config), device) as executor, study.tracker(self.base) as record:
+            self.start(record)
+            try:
+                base.collect(executor, record)
+                trials = self.work(executor, record)
+                result = SweepResult(self.shown(trials), trials, [], self.records, self.failed, computed=self.computed)
+                conclusion.conclude(self, base, result, began, record)
+                status = "FINISHED"
+                return result
+            except BaseException as error:
+                failure = error
+                status = "KILLED" if isinstance(error, KeyboardInterrupt) else status
+                raise
+            finally:
+                conclusion.write_run_record(self, base, began, status, failure)
+                record.end(status)
+
+    def start(self, record: Tracker) -> None:
+        """Begins the sweep's own run in the tracker."""
+        s, key = self.sweep, self.base.key()
+        name = s.run.name or f"{s.name} {self.table.name or s.search} {key[:8]}"
+        tags = {"seedbed.kind": "study", "seedbed.key": key, "seedbed.method": self.base.method, "seedbed.seed": str(s.seed)}
+        varied = {"table": self.table.name, "search": s.search, "trials": len(self.settings) or s.trials, "space": " ".join(s.space)}
+        record.start(s.name, name, {**self.base.flat(), **varied}, {**tags, "seedbed.table": self.table.name})
+
+    def at_once(self, executor: Any) -> int:
+        """Trials side by side on CPUs: of a cluster its own, else this machine's."""
+        cluster = getattr(executor, "cluster", None)
+        cpus = len(os.sched_getaffinity(0)) if cluster is None or cluster.own else int(cluster.resources.get("CPU", 1))
+        return max(1, self.sweep.concurrency or cpus // self.base.run.threads)
+
+    def work(self, executor: Executor, record: Tracker) -> list[Trial]:
+        """Runs what is left; returns all trials."""
+        watch = Watch(self.ledger, self.table, record, self.ident if self.sweep.search == "optuna" else "")
+        trials = self.plan(executor.device)
+        for trial in trials:
+            watch.catch_up(trial)
+            if trial.name in self.refused:
+                watch.refuse(trial, self.refused[trial.name])
+        left, chosen = self.left(trials), self.to_choose()
+        if left or chosen:
+            total = len({t.key for t in trials if t.name not in self.refused}) or self.sweep.trials
+            with progress.Progress().stage("trials", total=total, done=total - len(left) - chosen, unit="trials") as line:
+                watch.line = line
+                # First those that run themselves, then those that are cut out of their maps.
+                self.wave(executor, [t for t in left if t.cut_from is None], watch, light=False)
+                cut = [t for t in left if t.cut_from is not None]
+                self.wave(executor, cut, watch, light=len(self.store.ids(self.base.data.map_split)) <= LIGHT)
+                if chosen:
+                    self.optimize(executor, chosen, watch)
+        if self.sweep.search == "optuna":
+            trials = [self.plan(executor.device, [r["setting"]])[0] for r in self.earlier()][: self.sweep.trials]
+        self.failed, self.computed = watch.failed, watch.computed
+        self.records = {t.key: r for t in trials if (r := self.ledger.read(t.key)) is not None}
+        return trials
+
+    def wave(self, executor: Executor, trials: Sequence[Trial], watch: Watch, *, light: bool) -> None:
+        if trials and (light or self.base.run.executor == "local"):
+            for trial in trials:
+                watch.started(trial)
+                try:
+                    run_trial(trial)
+                except Exception as error:  # it stands in the trial's own record; the others go on
+                    watch.ended(trial, crash=str(error))
+                else:
+                    watch.ended(trial)
+        elif trials:
+            from seedbed.runtime.sweep import run_on_tune
+
+            run_on_tune(trials, executor, self.at_once(executor), watch, stop=self.sweep.stop == "asha")
+
+    def optimize(self, executor: Executor, trials: int, watch: Watch) -> None:
+        from seedbed.runtime.sweep import search_on_tune
+
+        search_on_tune(
+            self.space,
+            lambda setting: self.plan(executor.device, [setting])[0],
+            [(r["setting"], r["score"]) for r in self.earlier()],
+            trials,
+            executor,
+            self.at_once(executor),
+            watch,
+            stop=self.sweep.stop == "asha",
+            seed=self.sweep.seed,
+        )
+
+    def shown(self, trials: Sequence[Trial]) -> PaperTable:
+        """The table with the rows of these trials: of a search every one, of the paper's those that were asked for."""
+        if not self.table.lines:
+            base = [Line(method.upper(), None, method) for method in Plan(self.shared, self.store, "cpu").methods]
+            return replace(self.table, lines=(*base, *(Line(t.name, t.setting) for t in trials)))
+        settings = [t.setting for t in trials]
+        return replace(self.table, lines=tuple(line for line in self.table.lines if line.setting is None or line.setting in settings))
+
+
+def chosen_table(sweep: Sweep, table_of: Mapping[str, TableOf]) -> PaperTable:
+    """The paper's, or a plain one for a grid of the user's own; of a search its stage and split alone."""
+    if sweep.table:
+        found = tables.named(table_of, sweep.table, sweep)
+        return found if sweep.search == "grid" else replace(found, name="", title=f"{found.title}, {sweep.search} search", lines=())
+    base = {"method": "cam"} if sweep.method == "rib" else {}
+    return PaperTable(name="", title=f"{sweep.search} search", lines=(), stage=sweep.until, base=base)

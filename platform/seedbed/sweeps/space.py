@@ -1,0 +1,149 @@
+"""The space of a search: which settings vary, over ranges or choices, and what is drawn from it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seedbed.pipeline import Experiment
+from seedbed.types import UserError
+
+Setting = dict[str, Any]
+"""Dotted name -> value: what one trial changes."""
+
+EXAMPLE = "say for instance --space rib.tau=0.2:0.6 rib.lr=1e-6:1e-4:log rib.pooling=gap,gndrp"
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+    """Whole numbers only."""
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        if self.whole and not self.log:
+            return int(rng.integers(math.ceil(self.low), int(self.high) + 1))
+        if self.log:
+            return self.settled(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return self.settled(rng.uniform(self.low, self.high))
+
+    def settled(self, value: float) -> Any:
+        """Six digits are more than a setting needs, and read well; never outside."""
+        return min(max(round(value) if self.whole else float(f"{value:.6g}"), self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    options: tuple[Any, ...]
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        return self.options[int(rng.integers(len(self.options)))]
+
+
+Space = Mapping[str, Range | Choice]
+
+
+def read_space(words: Sequence[str], base: Experiment) -> Space:
+    """`rib.tau=0.2:0.6`, `rib.lr=1e-6:1e-4:log`, `rib.pooling=gap,gndrp`, or one JSON object of the same; UserError for anything else."""
+    flat = base.flat()
+    found: dict[str, Range | Choice] = {}
+    for name, text in _pairs(words):
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if name not in flat:
+            near = [n for n in flat if n.endswith("." + name.rpartition(".")[2])]
+            remedy = f"did you mean {' or '.join(near)}?" if near else "--help lists all settings"
+            raise UserError(f"--space names {name}, which is no setting", field="--space", remedy=remedy)
+        found[name] = dimension = _dimension(name, text, flat[name])
+        for value in (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.options:
+            base.replace(**{name: int(value) if isinstance(flat[name], int) else value}).check()
+    if not found:
+        raise UserError("the search space is empty", field="--space", remedy=EXAMPLE)
+    return found
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
+    text = " ".join(words).strip()
+    if text.startswith("{"):
+        try:
+            return [*json.loads(text).items()]
+        except ValueError as error:
+            raise UserError(f"--space is no JSON object: {error}", field="--space", remedy=EXAMPLE) from error
+    pairs = []
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or not values:
+            raise UserError(f"--space {word!r} gives no values", field="--space", remedy=EXAMPLE)
+        pairs.append((name, values))
+    return pairs
+
+
+def _dimension(name: str, given: Any, now: Any) -> Range | Choice:
+    """A range is low:high or low:high:log, everything else a list of choices; all of the kind that the setting has now."""
+    if isinstance(now, list):
+        raise UserError(f"--space can't vary {name}, which is a list", field="--space", remedy="run one study for each of its values")
+    if isinstance(given, str) and ":" in given:
+        low, high, *more = given.split(":")
+        try:
+            ends = float(low), float(high)
+        except ValueError:
+            raise UserError(f"--space {name}={given}: a range is two numbers", field="--space", remedy=EXAMPLE) from None
+        log = more == ["log"]
+        if more not in ([], ["log"]) or not ends[0] < ends[1] or (log and ends[0] <= 0) or isinstance(now, bool | str):
+            raise UserError(f"--space {name}={given} is no range of this setting", field="--space", remedy=EXAMPLE)
+        return Range(*ends, log, isinstance(now, int))
+    options = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
+    return Choice(tuple(dict.fromkeys(_of_kind(name, option, now) for option in options)))
+
+
+def _of_kind(name: str, option: Any, now: Any) -> Any:
+    try:
+        if isinstance(now, bool):
+            return {"true": True, "false": False}[str(option).lower()]
+        if isinstance(now, int):
+            return int(option)
+        if isinstance(now, float):
+            return float(option)
+    except (KeyError, ValueError):
+        raise UserError(f"--space {name}: {option!r} is no value of this setting", field="--space", remedy=f"it is {now!r} now") from None
+    return option
+
+
+def size(space: Space) -> int | None:
+    """How many different trials there are; None where a range of fractions is among them."""
+    if any(isinstance(d, Range) and not d.whole for d in space.values()):
+        return None
+    return math.prod(len(d.options) if isinstance(d, Choice) else int(d.high) - math.ceil(d.low) + 1 for d in space.values())
+
+
+def grid(space: Space) -> list[Setting]:
+    """Every combination, the last name fastest; UserError for a range."""
+    for name, d in space.items():
+        if isinstance(d, Range):
+            remedy = "give choices (rib.tau=0.3,0.4,0.5), or say --search random"
+            raise UserError(f"a grid can't hold the range of {name}", field="--space", remedy=remedy)
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.options for d in space.values()))]  # type: ignore[union-attr]
+
+
+def draw(space: Space, trials: int, seed: int) -> list[Setting]:
+    """Different settings, always the same for a seed: the first n of a longer search are those of a shorter one."""
+    most = size(space)
+    if most is not None and trials > most:
+        raise too_many(trials, most)
+    rng = np.random.default_rng([seed, 0x5EED])
+    found: dict[str, Setting] = {}
+    while len(found) < trials:
+        setting = {name: d.draw(rng) for name, d in space.items()}
+        found.setdefault(json.dumps(setting, sort_keys=True, default=str), setting)
+    return list(found.values())
+
+
+def too_many(trials: int, most: int) -> UserError:
+    return UserError(f"--trials is {trials}, but the grid has {most}", field="--trials", remedy=f"say --trials {most} or less")

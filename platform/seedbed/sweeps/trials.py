@@ -1,0 +1,228 @@
+"""One trial: what it is, how it is run in a process of its own, and the record that says that it is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedbed.artefacts import write_atomically
+from seedbed.config import digest
+from seedbed.local import LocalExecutor, NullTracker, Shown, reason
+from seedbed.pipeline import Experiment
+from seedbed.plan import Plan
+from seedbed.progress import Progress
+from seedbed.results import runs_over_k
+from seedbed.stages import Study
+from seedbed.sweeps.cut import cutting
+from seedbed.sweeps.space import Setting
+
+Record = dict[str, Any]
+Report = Callable[[float, float], None]
+"""Called with a share of the pictures and the score so far on them; may end the trial by raising."""
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of the pictures, in one order for all trials, after which a trial that may be stopped early says its score."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An experiment with its setting; picklable, and all that another process needs."""
+
+    experiment: Experiment
+    setting: Setting
+    key: str
+    device: str
+    cut_from: Experiment | None = None
+    """The trial whose maps hold this one's (cut.py)."""
+
+    @property
+    def name(self) -> str:
+        return setting_text(self.setting)
+
+
+def setting_text(setting: Setting) -> str:
+    """`tau 0.3, pooling gndrp`."""
+    parts = ((name.rpartition(".")[2], f"{value:g}" if isinstance(value, float) else value) for name, value in setting.items())
+    return ", ".join(f"{name} {value}" for name, value in parts)
+
+
+def trial_key(plan: Plan) -> str:
+    """Content key: hash of the keys of all stages, so of settings, pictures, masks and code. The same in any table and folder."""
+    return digest([stage.key for _, stage in plan.plan()])
+
+
+class Ledger:
+    """OUT/trials: KEY.json of each finished trial (or one stopped early), KEY.failed of one that failed, KEY.logged once MLflow has it."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "trials"
+
+    def _path(self, key: str, kind: str) -> Path:
+        return self.folder / f"{key}.{kind}"
+
+    def read(self, key: str) -> Record | None:
+        try:
+            record: Record = json.loads(self._path(key, "json").read_text())
+            return record
+        except (OSError, ValueError):
+            return None
+
+    def all(self) -> list[Record]:
+        keys = sorted(p.stem for p in self.folder.glob("*.json"))
+        return [r for r in map(self.read, keys) if r is not None]
+
+    def write(self, key: str, record: Record) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(key, "json"), json.dumps({"version": 1, "key": key, **record}, indent=1, default=str).encode())
+        self._path(key, "failed").unlink(missing_ok=True)
+
+    def fail(self, key: str, message: str, details: str = "") -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(key, "failed"), f"{message}\n{details}".encode())
+
+    def failure(self, key: str) -> str | None:
+        """Why the last try failed, in one line."""
+        with contextlib.suppress(OSError):
+            return self._path(key, "failed").read_text().partition("\n")[0]
+        return None
+
+    def forget_failure(self, key: str) -> None:
+        self._path(key, "failed").unlink(missing_ok=True)
+
+    def logged(self, key: str) -> bool:
+        return self._path(key, "logged").exists()
+
+    def mark_logged(self, key: str) -> None:
+        write_atomically(self._path(key, "logged"), b"")
+
+
+def run_trial(trial: Trial, report: Report | None = None) -> Record:
+    """Runs a trial to its end in this process and writes its record, or why it failed; returns the record.
+
+    Everything lies in the common output folder: stages that another trial has made are found, one that it makes just now is waited for.
+    """
+    e, began = trial.experiment, time.time()
+    ledger = Ledger(e.folder())
+    try:
+        with quiet_gpu(trial.device) as memory:
+            store = e.open_data()
+            source = None if trial.cut_from is None else Plan(trial.cut_from, store, trial.device)
+            study = Study(e, store, trial.device, maps_work=None if source is None else cutting(e, source))
+            study.progress = Progress("off")
+            executor = TrialExecutor(trial, study, report)
+            rows = [r for r in study.collect(executor, NullTracker()) if r["method"] == e.method]
+            record: Record = {
+                "status": "finished",
+                "setting": trial.setting,
+                "rows": rows,
+                "over_k": {str(seed): run for seed, run in runs_over_k(study, e.method).items()},
+                "stages": [{"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed} for s in study.summaries],
+                "scored": {str(seed): scored_stage(study, seed) for seed in study.seeds},
+                "set_aside": [dict(entry) for s in study.summaries for entry in s.set_aside],
+                "cut_from": None if source is None else source.maps_stage(e.method, e.seed).key,
+                "experiment": e.key(),
+                "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+    except Exception as error:
+        ledger.fail(trial.key, reason(error), traceback.format_exc())
+        raise
+    record |= {"seconds": round(time.time() - began, 3), "gpu_bytes": memory.get("bytes", 0)}
+    ledger.write(trial.key, record)
+    return record
+
+
+def scored_stage(study: Study, seed: int) -> list[str]:
+    """Name and key of the artefact that holds the counts of every picture at the last scored stage."""
+    method = study.experiment.method
+    made = {
+        "seed": study.seeds_stage,
+        "mask": study.scored_stage,
+        "segmentation": lambda m, s: study.predictions_stage(m, s, next(iter(study.keys.segmented_ids))),
+    }.get(study.experiment.until)
+    if made is None:
+        return []
+    stage = made(method, seed)
+    return [stage.name, stage.key]
+
+
+@contextlib.contextmanager
+def quiet_gpu(device: str) -> Any:
+    """On a GPU: `bytes` is afterwards the most memory that this process held, with what CUDA itself needs; trials share by it."""
+    memory: dict[str, int] = {}
+    if device != "cuda":
+        yield memory
+        return
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    yield memory
+    memory["bytes"] = torch.cuda.max_memory_reserved() + CONTEXT_BYTES
+    torch.cuda.empty_cache()
+
+
+CONTEXT_BYTES = 600 << 20
+"""What CUDA takes of a GPU's memory for each process, beside torch's own."""
+
+
+class TrialExecutor(LocalExecutor):
+    """This process; with `report`, the maps that the trial is about are made in growing shares of the pictures, each with its score."""
+
+    def __init__(self, trial: Trial, study: Study, report: Report | None) -> None:
+        run = trial.experiment.run
+        super().__init__(device=trial.device, threads=run.threads, workers=run.workers, commit_every=run.commit_every)
+        self.trial, self.study, self.report = trial, study, report
+
+    def map_images(self, work: Any, ids: Sequence[str], stage: Any, shown: Shown) -> int:
+        e = self.trial.experiment
+        mine = self.report is not None and stage.key == self.study.maps_stage(e.method, e.seed).key
+        if not mine or self.report is None:
+            return super().map_images(work, ids, stage, shown)
+        order, computed = in_fixed_order(ids), 0
+        scored, counts = set(self.study.keys.score_ids), None
+        done = 0
+        for share in SHARES:
+            part = order[done : -(-len(order) * int(1000 * share) // 1000)]
+            computed += super().map_images(work, part, stage, shown)
+            done += len(part)
+            counts = running_counts(self.study, stage, [i for i in part if i in scored], counts)
+            if counts.counts.any():
+                self.report(share, 100 * counts.best(e.scoring.absent(self.study.subset)).mean_iou)
+        return computed
+
+
+def in_fixed_order(ids: Sequence[str]) -> list[str]:
+    """Shuffled, always in the same way: every trial's first eighth are the same pictures."""
+    return [sorted(ids)[i] for i in np.random.default_rng(20210701).permutation(len(ids))]
+
+
+def running_counts(study: Study, maps: Any, ids: Sequence[str], before: Any) -> Any:
+    """The threshold sweep's counts of these pictures, added to those before."""
+    from seedbed.artefacts.records import unpack
+    from seedbed.seeds import SweepCounts
+    from seedbed.work import ThresholdWork
+
+    e, classes = study.experiment, len(study.store.info.classes)
+    grid = e.scoring.grid()
+    counts = SweepCounts(grid, classes) if before is None else before
+    have = maps.records()
+    count = ThresholdWork(study.address, e.data.cache, maps.folder, tuple(float(t) for t in grid), False).open()
+    for ident in ids:
+        if ident in have and study.store.has_mask([ident])[0]:
+            counts.merge(SweepCounts.from_record(unpack(count(ident)["counts"]), grid, classes))
+    return counts
+
+
+def trial_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Of a trial's rows as MLflow metrics: the mean over its random seeds."""
+    found: dict[str, list[float]] = {}
+    for r in record["rows"]:
+        found.setdefault(f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}", []).append(r["value"])
+    return {name: float(np.mean(values)) for name, values in found.items()}

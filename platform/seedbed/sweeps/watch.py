@@ -1,0 +1,114 @@
+"""What becomes of each trial, as the driver hears it: the line in the terminal, the child run in MLflow, the records of what ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from seedbed.local import Tracker
+from seedbed.progress import Line
+from seedbed.sweeps.tables import PaperTable
+from seedbed.sweeps.trials import Ledger, Record, Trial, trial_metrics
+from seedbed.types import UserError
+
+
+class Watch:
+    """Hears what becomes of the trials. `search`: what records of an optimizer's search are marked with."""
+
+    def __init__(self, ledger: Ledger, table: PaperTable, record: Tracker, search: str = "") -> None:
+        self.ledger, self.table, self.record, self.search = ledger, table, record, search
+        self.failed: dict[str, str] = {}
+        """Key -> why."""
+        self.computed: list[str] = []
+        self.line: Line | None = None
+        self._children: dict[str, str] = {}
+
+    def started(self, trial: Trial) -> None:
+        if trial.key not in self._children:
+            self.ledger.forget_failure(trial.key)
+            self._children[trial.key] = self._begin(trial)
+        self._say()
+
+    def ended(self, trial: Trial, last: Mapping[str, Any] | None = None, crash: str = "") -> None:
+        """By the record that the trial left; `last` is what one stopped early said, `crash` what is known where it left nothing."""
+        child = self._children.pop(trial.key, None) or self._begin(trial)
+        record = self._left(trial, last or {}, crash)
+        if record is None:
+            self.record.end_stage(child, "FAILED")
+            self._fail(trial, self.ledger.failure(trial.key) or crash)
+        else:
+            self.ledger.write(trial.key, record)
+            self.computed.append(trial.key)
+            self._log(trial, record, child)
+            if self.line is not None:
+                self.line.advance()
+        self._say()
+
+    def _left(self, trial: Trial, last: Mapping[str, Any], crash: str) -> Record | None:
+        """The record to keep; None where the trial failed."""
+        record, ledger = self.ledger.read(trial.key), self.ledger
+        if ledger.failure(trial.key) is None and (record is None or record["status"] == "stopped"):
+            if crash or not 0 < last.get("share", 0) < 1:
+                ledger.fail(trial.key, crash or "its process ended without a word")
+                return None
+            record = {
+                "status": "stopped",
+                "setting": trial.setting,
+                "share": last["share"],
+                "score": last["score"],
+                "rows": [],
+                "over_k": {},
+            }
+        if record is None or ledger.failure(trial.key) is not None:
+            return None
+        found = {"setting": trial.setting, "search": self.search} if self.search else {}
+        return {**record, "score": record.get("score", score_of(self.table, record)), **found}
+
+    def catch_up(self, trial: Trial) -> None:
+        """A trial that was finished when the driver was killed: MLflow has not heard of it."""
+        record = self.ledger.read(trial.key)
+        if record is not None and not self.ledger.logged(trial.key):
+            if "score" not in record:
+                record["score"] = score_of(self.table, record)
+                self.ledger.write(trial.key, record)
+            self._log(trial, record, self._begin(trial))
+
+    def refuse(self, trial: Trial, error: UserError) -> None:
+        """A trial whose settings can't work on these data."""
+        self.ledger.fail(trial.key, error.message, error.text())
+        self._fail(trial, f"{error.message} ({error.remedy})")
+
+    def _begin(self, trial: Trial) -> str:
+        tags = {
+            "seedbed.kind": "trial",
+            "seedbed.key": trial.key,
+            "seedbed.method": trial.experiment.method,
+            "seedbed.seed": str(trial.experiment.seed),
+            "seedbed.setting": json.dumps(trial.setting),
+            "seedbed.table": self.table.name,
+        }
+        return self.record.stage(trial.name, tags, trial.experiment.flat())
+
+    def _log(self, trial: Trial, record: Record, child: str) -> None:
+        plain = {name: record[name] for name in ("score", "share", "seconds") if isinstance(record.get(name), int | float)}
+        self.record.log({**trial_metrics(record), **plain}, child=child)
+        self.record.end_stage(child, "FINISHED" if record["status"] == "finished" else "KILLED")
+        self.ledger.mark_logged(trial.key)
+
+    def _fail(self, trial: Trial, why: str) -> None:
+        self.failed[trial.key] = why
+        print(f"trial failed: {trial.name}: {why}", file=sys.stderr, flush=True)
+
+    def _say(self) -> None:
+        if self.line is not None:
+            running, failed = len(self._children), len(self.failed)
+            self.line.note(", ".join(f"{n} {what}" for n, what in ((running, "running"), (failed, "failed")) if n))
+
+
+def score_of(table: PaperTable, record: Record) -> float | None:
+    """The number that a search goes by: the table's first metric at its stage, the mean over random seeds."""
+    mine = [r for r in record["rows"] if (r["stage"], r["metric"]) == (table.stage, table.metrics[0])]
+    found = [r["value"] for r in mine if table.split in ("", r["split"])]
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,315 @@
+"""Sweeps without Ray: tables, spaces, what is free, records, failures, the report. Ray Tune: tests/runtime/test_sweep.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_study import TINY
+
+from seedbed.artefacts import find_stages
+from seedbed.methods.rib import RibConfig
+from seedbed.pipeline import Experiment, ShapesExperiment
+from seedbed.study import run as run_study
+from seedbed.sweeps import space
+from seedbed.sweeps.cut import free_settings, share_runs
+from seedbed.sweeps.drive import Driver, absolute, explain, run
+from seedbed.sweeps.rib_tables import RIB_TABLES
+from seedbed.sweeps.settings import ShapesSweep, Sweep
+from seedbed.sweeps.tables import SweepResult, named, printed
+from seedbed.types import UserError
+
+
+def tiny(out: Path, **changes: Any) -> ShapesSweep:
+    return ShapesSweep(name="tiny", out=str(out)).replace(**{**TINY, "rib.snapshots": False, **changes})
+
+
+def plain(out: Path, **changes: Any) -> ShapesExperiment:
+    return ShapesExperiment(name="tiny", out=str(out)).replace(**{**TINY, "rib.snapshots": False, **changes})
+
+
+def sweep(out: Path, **changes: Any) -> SweepResult:
+    return run(tiny(out, **changes), RIB_TABLES)
+
+
+def scores(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / "scores.json").read_text())["rows"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table 5(b): five trials, two of which are cut out of a third."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    sweep(out, table="5b", **{"rib.margin": 4.0})
+    return out
+
+
+# --- what is asked for --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "trials"), [("5a", 4), ("5b", 5), ("5c", 4), ("S1", 7), ("fig5", 3)])
+def test_papers_grids(name: str, trials: int) -> None:
+    """With the paper's own base every value is the paper's, every row has its printed number."""
+    table = named(RIB_TABLES, name, Experiment())
+    assert len(table.settings) == trials
+    assert all(line.printed["mIoU"][0] > 48 for line in table.lines if name != "fig5")
+    own = [line for line in table.lines if line.default]
+    assert len(own) == 1 and own[0].printed["mIoU"][0] == 56.5
+    assert Experiment().replace(**{**table.fixed, **own[0].setting}).key() == Experiment().replace(**table.fixed).key()
+
+
+def test_papers_values() -> None:
+    lines = named(RIB_TABLES, "5(b)", Experiment()).lines
+    assert [(x.setting["rib.margin"], x.setting["rib.lr"], x.printed["mIoU"][0]) for x in lines if x.setting] == [
+        (300.0, 8e-6, 54.0), (600.0, 5e-6, 54.9), (600.0, 8e-6, 56.5), (600.0, 1e-5, 56.0), (1000.0, 8e-6, 55.9),
+    ]  # fmt: skip
+    assert [x.setting["rib.batch"] for x in named(RIB_TABLES, "S1", Experiment()).lines if x.setting] == [1, 5, 10, 15, 20, 25, 30]
+    assert printed("rib_tableS1", note="B=1")["mIoU"][0] == 55.3
+
+
+def test_a_base_of_another_scale_gets_multiples() -> None:
+    base = Experiment().replace(**{"rib.margin": 60.0, "rib.lr": 1e-4, "rib.batch": 3})
+    assert [x.setting["rib.margin"] for x in named(RIB_TABLES, "5b", base).lines if x.setting] == [30.0, 60.0, 60.0, 60.0, 100.0]
+    batches = named(RIB_TABLES, "S1", base)
+    assert [s["rib.batch"] for s in batches.settings] == [1, 1, 2, 3, 4] and "multiples" in batches.note
+    assert batches.settings[0]["rib.companions"] == "none", "B = 1 is the target alone"
+
+
+def test_fig5_under_a_constant_rate_has_every_k() -> None:
+    base = Experiment().replace(rib=RibConfig.named("paper", steps=4))
+    assert [s["rib.steps"] for s in named(RIB_TABLES, "Fig. 5", base).settings] == [1, 2, 3, 4, 1, 2, 3, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"table": "7x"}, "5a, 5b, 5c, S1, fig5"),
+        ({}, "nothing is varied"),
+        ({"table": "5c", "trials": 5}, "--trials is 5, but the grid has 4"),
+        ({"table": "5c", "space": ("rib.tau=0.1,0.2",)}, "own grid"),
+        ({"search": "random", "trials": 3}, "search space is empty"),
+        ({"search": "random", "trials": 3, "space": ("{}",)}, "search space is empty"),
+        ({"search": "random", "space": ("rib.tau=0.1:0.2",)}, "number of trials"),
+        ({"search": "random", "trials": 4, "space": ("rib.pooling=gap,gndrp",)}, "the grid has 2"),
+        ({"search": "random", "trials": 4, "space": ("rib.tua=0.1:0.2",)}, "rib.tua"),
+        ({"search": "random", "trials": 4, "space": ("rib.tau=0.3:0.2",)}, "no range"),
+        ({"search": "random", "trials": 4, "space": ("rib.tau=0.3:1.2",)}, "--rib.tau is 1.2"),
+        ({"search": "random", "trials": 4, "space": ("rib.pooling=gap,max",)}, "--rib.pooling is 'max'"),
+        ({"search": "random", "trials": 4, "space": ("rib.steps=a,b",)}, "no value"),
+        ({"search": "random", "trials": 4, "space": ("cam.scales=1,2",)}, "list"),
+        ({"search": "random", "trials": 4, "space": ("rib.tau",)}, "no values"),
+        ({"search": "random", "trials": 4, "space": ("{rib",)}, "JSON"),
+        ({"space": ("rib.tau=0.1:0.2",)}, "can't hold the range"),
+        ({"search": "optuna", "trials": 4, "space": ("rib.tau=0.1:0.2",)}, "Ray"),
+        ({"table": "5c", "stop": "asha"}, "grid"),
+    ],
+    ids=str,
+)
+def test_bad_input_names_the_remedy(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Driver(tiny(tmp_path / "out", **changes), RIB_TABLES)
+    assert word in caught.value.text() and caught.value.remedy
+
+
+def test_space_in_words_and_in_json() -> None:
+    base = Experiment()
+    words = space.read_space(("rib.tau=0.2:0.6", "rib.lr=1e-6:1e-4:log", "rib.pooling=gap,gndrp", "rib.steps=2:5"), base)
+    same = {"rib.tau": "0.2:0.6", "rib.lr": "1e-6:1e-4:log", "rib.pooling": ["gap", "gndrp"], "rib.steps": "2:5"}
+    assert space.read_space((json.dumps(same),), base) == words
+    drawn = space.draw(words, 30, 7)
+    assert drawn == space.draw(words, 30, 7) and space.draw(words, 10, 7) == drawn[:10] and space.draw(words, 10, 8) != drawn[:10]
+    assert {d["rib.steps"] for d in drawn} == {2, 3, 4, 5} and {d["rib.pooling"] for d in drawn} == {"gap", "gndrp"}
+    assert all(0.2 <= d["rib.tau"] <= 0.6 and 1e-6 <= d["rib.lr"] <= 1e-4 for d in drawn)
+    assert sum(d["rib.lr"] < 1e-5 for d in drawn) > 8, "a range over decades is drawn by decades"
+    assert space.size(space.read_space(("rib.steps=2:5", "rib.pooling=gap,gndrp"), base)) == 8
+
+
+# --- what is free -------------------------------------------------------------------------------------
+
+
+def test_what_is_free() -> None:
+    assert free_settings(RibConfig()) == ("margin",)
+    assert free_settings(RibConfig.named("paper")) == ("steps",)
+    assert free_settings(RibConfig(precision="bf16")) == ()
+    assert free_settings(RibConfig.named("paper", area_guard=True)) == ()
+    base = Experiment()
+    settings = named(RIB_TABLES, "5b", base).settings
+    shared = share_runs([base.replace(**s) for s in settings])
+    assert [source for _, source in shared] == [4, None, 4, None, None]
+    assert [e.rib.snapshots for e, _ in shared] == [False, False, False, False, True]
+    other = [base.replace(**{"rib.margin": 300.0, "rib.tau": 0.3}), base]
+    assert [source for _, source in share_runs(other)] == [None, None], "another tau is another run"
+
+
+def test_smaller_margins_are_cut_bit_by_bit(reference: Path, tmp_path: Path) -> None:
+    """Each of the trials that were cut equals a run of its own: same key, same digest, though it was never run."""
+    cut = {m["key"]: m for m in find_stages(reference, "maps") if m["summary"].get("cut_from")}
+    assert len(cut) == 2 and len({m["digest"] for m in find_stages(reference, "maps")}) >= 5
+    for margin in (2.0, 4.0):
+        out = tmp_path / f"own-{margin}"
+        run_study(plain(out, **{"rib.margin": margin}))
+        own = next(m for m in find_stages(out, "maps") if m["method"] == "rib")
+        assert cut[own["key"]]["digest"] == own["digest"] and not own["summary"]
+    ends = {r["ended"] for r in map(_ends, find_stages(reference, "maps")) for r in r}
+    assert "margin" in ends
+
+
+def _ends(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    from seedbed.artefacts import Fragments
+
+    return [{"ended": ended} for (ended,) in Fragments(Path(manifest["folder"])).columns("ended")]
+
+
+def test_fewer_steps_are_cut_bit_by_bit(tmp_path: Path) -> None:
+    paper = {f"rib.{name}": value for name, value in RibConfig.PRESETS["paper"].items() if name not in ("steps", "batch", "lr")}
+    changes = {**paper, "rib.lr": 1e-3, "rib.batch": 3, "data.limit": 6}
+    result = sweep(tmp_path / "sweep", table="fig5", **changes)
+    assert not result.failed and len(result.trials) == 3 + 3 + 1
+    cut = {m["key"]: m for m in find_stages(tmp_path / "sweep", "maps") if m["summary"].get("cut_from")}
+    assert len(cut) == 5, "GAP of 1 and 2 steps out of 3, GNDRP of 1, 2 and 3 out of 6"
+    for steps in (1, 3):
+        run_study(plain(tmp_path / str(steps), **changes, **{"rib.steps": steps, "rib.snapshots": True}))
+        own = next(m for m in find_stages(tmp_path / str(steps), "maps") if m["method"] == "rib")
+        assert cut[own["key"]]["digest"] == own["digest"]
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def test_rows_carry_their_setting(reference: Path) -> None:
+    rows = [r for r in scores(reference) if r["stage"] == "seed" and r["metric"] == "mIoU"]
+    varied = [r["setting"] for r in rows if r["method"] == "rib"]
+    assert varied == named(RIB_TABLES, "5b", tiny(reference, **{"rib.margin": 4.0})).settings
+    assert {r["method"] for r in rows if "setting" not in r} == {"cam", "whole_picture", "centred_box"}
+    assert len({r["value"] for r in rows}) > 3, "the setting changes nothing"
+    record = json.loads((reference / "run.json").read_text())
+    assert len(record["trials"]) == 5 and record["exit_status"] == 0 and record["name"] == "tiny"
+
+
+def test_table_report_and_csv(reference: Path) -> None:
+    lines = list(csv.DictReader((reference / "table_5b.csv").read_text().splitlines()))
+    assert [float(x["printed"]) for x in lines] == [54.0, 54.9, 56.5, 56.0, 55.9]
+    assert all(float(x["low"]) <= float(x["difference"]) <= float(x["high"]) for x in lines if x["difference"])
+    assert sum(not x["difference"] for x in lines) == 1, "the paper's own setting is what the others are compared with"
+    html = (reference / "report.html").read_text()
+    assert "Margin m and learning rate lambda" in html and "56.5" in html and (reference / "figures" / "sweep.svg").exists()
+    paired = json.loads((reference / "scores.json").read_text())["paired"]
+    assert len(paired) == 4 and all(p["pictures"] == 10 for p in paired)
+
+
+def test_second_call_runs_nothing(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
+    rows = scores(reference)
+    result = sweep(reference, table="5b", **{"rib.margin": 4.0, "run.executor": "ray"})
+    assert not result.computed and scores(reference) == rows
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
+    import sys
+
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized() or "small_ray" in str(ray), "a finished sweep starts no Ray"
+    assert "found" in capsys.readouterr().out
+
+
+def test_a_trial_of_another_table_is_shared(reference: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(reference, tmp_path / "copy")
+    result = sweep(tmp_path / "copy", search="grid", space=("rib.lr=0.001,0.002",), **{"rib.margin": 4.0})
+    assert len(result.computed) == 1 and len(result.trials) == 2
+    assert [r["label"] for r in csv.DictReader((tmp_path / "copy" / "table_grid.csv").read_text().splitlines())] == [
+        "CAM", "lr 0.001", "lr 0.002",
+    ]  # fmt: skip
+
+
+def test_a_failed_trial_is_named_and_tried_again(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from seedbed.sweeps import trials
+
+    out = tmp_path / "copy"
+    shutil.copytree(reference, out)
+    works = trials.TrialExecutor.map_images
+
+    def broken(self: Any, *arguments: Any) -> int:
+        if self.trial.setting["rib.tau"] == 0.1:
+            raise RuntimeError("not this one")
+        return works(self, *arguments)
+
+    monkeypatch.setattr(trials.TrialExecutor, "map_images", broken)
+    changes = {"space": ("rib.tau=0.1,0.2,0.3",), "rib.margin": 4.0}
+    result = sweep(out, **changes)
+    assert list(result.failed.values()) == ["RuntimeError: not this one"] and len(result.computed) == 2
+    assert "trial failed: tau 0.1: RuntimeError: not this one" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["exit_status"] == 3
+    assert "not this one" in (out / "report.html").read_text() and "Traceback" in next((out / "trials").glob("*.failed")).read_text()
+    monkeypatch.setattr(trials.TrialExecutor, "map_images", works)
+    again = sweep(out, **changes)
+    assert not again.failed and len(again.computed) == 1 and not list((out / "trials").glob("*.failed"))
+
+
+def test_a_trial_that_cannot_work_is_named_before_it_is_run(reference: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(reference, tmp_path / "copy")
+    result = sweep(tmp_path / "copy", space=("rib.batch=2,3,500",), **{"rib.margin": 4.0})
+    assert len(result.computed) == 1 and "500" in next(iter(result.failed.values()))
+    with pytest.raises(UserError, match="500"):
+        sweep(tmp_path / "copy", space=("rib.batch=500,600",))
+
+
+def test_seeds_have_mean_spread_and_paired_interval(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(out, space=("rib.lr=0.001,0.003",), seeds=2, seeds_vary="rib")
+    assert len(find_stages(out, "classifier")) == 1
+    rows = [r for r in scores(out) if r["metric"] == "mIoU" and r.get("setting") == {"rib.lr": 0.003}]
+    assert {r["seed"] for r in rows} == {0, 1, "mean", "std"}
+    line = list(csv.DictReader((out / "table_grid.csv").read_text().splitlines()))[2]
+    assert float(line["std"]) >= 0 and float(line["low"]) <= float(line["high"])
+
+
+def test_explain_writes_nothing(reference: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    explain(tiny(tmp_path / "new", table="5b", **{"rib.margin": 4.0}), RIB_TABLES, lines.append)
+    assert not list(tmp_path.rglob("*"))
+    assert [x.split()[2] for x in lines if x.startswith("trial")] == ["cut", "runs", "cut", "runs", "runs"]
+    lines.clear()
+    explain(tiny(reference, table="5b", **{"rib.margin": 4.0}), RIB_TABLES, lines.append)
+    assert {x.split()[2] for x in lines if x.startswith("trial")} == {"found"}
+
+
+def test_a_second_asker_waits_for_the_first(tmp_path: Path) -> None:
+    """Two threads ask for one stage: the work is done once, and the second finds it."""
+    import threading
+    import time
+
+    from seedbed.artefacts import SCORED, Stage
+
+    made = []
+
+    def ask() -> None:
+        stage = Stage(tmp_path, "scored", "k", SCORED)
+        with stage.alone():
+            if stage.manifest is None:
+                time.sleep(0.2)
+                made.append(1)
+                stage.finish(computed=0, seconds=0.0)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert made == [1] and not (tmp_path / "stages" / "scored" / "k" / ".lock").exists()
+
+
+def test_paths_are_absolute_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").write_bytes(b"")
+    found = absolute(Sweep(out="o").replace(**{"data.store": "s", "classifier.weights": "w.pth"}))
+    assert (found.out, found.data.store, found.classifier.weights) == (f"{tmp_path}/o", f"{tmp_path}/s", f"{tmp_path}/w.pth")
