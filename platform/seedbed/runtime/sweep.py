@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray import tune
+
 from seedbed.local import reason
 from seedbed.sweeps.space import Choice, Range, Setting, Space
 from seedbed.sweeps.trials import SHARES, Ledger, Trial, run_trial
@@ -69,7 +71,7 @@ def _tune_list(trials: Sequence[Trial], gpu: float, at_once: int, executor: Any,
     jobs = {t.key: t for t in trials}
     _fit(
         partial(_known, jobs=jobs, reporting=stop),
-        {"trial": _grid([*jobs])},
+        {"trial": tune.grid_search([*jobs])},
         lambda config: jobs[config["trial"]],
         samples=1,
         gpu=gpu,
@@ -130,19 +132,11 @@ def search_on_tune(
 
 
 def _dimension(d: Range | Choice) -> Any:
-    from ray import tune
-
     if isinstance(d, Choice):
         return tune.choice(list(d.options))
     if d.whole:
         return (tune.lograndint if d.log else tune.randint)(int(d.low), int(d.high) + 1)
     return (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
-
-
-def _grid(values: list[str]) -> Any:
-    from ray import tune
-
-    return tune.grid_search(values)
 
 
 def _asha() -> Any:
@@ -167,7 +161,6 @@ def _searched(config: Mapping[str, Any], base: Trial, space: Space, reporting: b
 
 def _work(trial: Trial, reporting: bool) -> dict[str, Any]:
     """In the trial's process. A failure stands in its record; for Tune it is an answer like another."""
-    from ray import tune
 
     def report(share: float, score: float) -> None:
         if share < 1:  # the last score comes with the answer
@@ -201,8 +194,6 @@ def _fit(
     """One Tuner on the Ray that is running; its own records go where they are thrown away."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    from ray import tune
-
     with _scratch(folder) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_call, call=trainable), {"cpu": threads, **({"gpu": gpu} if gpu else {})}),
@@ -217,7 +208,7 @@ def _fit(
                 reuse_actors=scheduler is None and not gpu,  # a process that is started anew imports torch again
             ),
             run_config=tune.RunConfig(
-                name="trials", storage_path=str(scratch), verbose=0, callbacks=[_callback(trial_of, watch)], log_to_file=False
+                name="trials", storage_path=str(scratch), verbose=0, callbacks=[Callback(trial_of, watch)], log_to_file=False
             ),
         )
         tuner.fit()
@@ -240,27 +231,26 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _callback(trial_of: Callable[[Mapping[str, Any]], Trial], watch: Hears) -> Any:
-    from ray import tune
+class Callback(tune.Callback):
+    """Tune's word for it, in ours. An error here would end the sweep: it is a bug and shall."""
 
-    class Callback(tune.Callback):
-        """Tune's word for it, in ours. An error here would end the sweep: it is a bug and shall."""
+    def __init__(self, trial_of: Callable[[Mapping[str, Any]], Trial], watch: Hears) -> None:
+        self.trial_of, self.watch = trial_of, watch
+        self.known: dict[str, Trial] = {}
 
-        def __init__(self) -> None:
-            self.known: dict[str, Trial] = {}
+    def __getstate__(self) -> dict[str, Any]:  # Tune writes down how it was called; nobody reads it
+        return {}
 
-        def of(self, trial: Any) -> Trial:
-            if trial.trial_id not in self.known:
-                self.known[trial.trial_id] = trial_of(trial.config)
-            return self.known[trial.trial_id]
+    def of(self, trial: Any) -> Trial:
+        if trial.trial_id not in self.known:
+            self.known[trial.trial_id] = self.trial_of(trial.config)
+        return self.known[trial.trial_id]
 
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.started(self.of(trial))
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.started(self.of(trial))
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.ended(self.of(trial), trial.last_result)
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.ended(self.of(trial), trial.last_result)
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.ended(self.of(trial), crash="its process died (out of memory?); SEEDBED_DEBUG=1 shows Ray's own words")
-
-    return Callback()
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.ended(self.of(trial), crash="its process died (out of memory?); SEEDBED_DEBUG=1 shows Ray's own words")

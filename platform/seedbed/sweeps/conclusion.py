@@ -32,7 +32,7 @@ def conclude(driver: Driver, base: Study, result: SweepResult, began: float, tra
     """Writes scores.json, table, figure and report; the rows are put into the result."""
     out, table = driver.sweep.folder(), result.table
     plain = [*base.rows, *validation_rows(base)]
-    varied = [row for trial in result.trials for row in rows_of(trial, result.records.get(trial.key))]
+    varied = [row for trial in result.trials for row in rows_of(trial, result.records.get(trial.key), table.over_k)]
     result.rows = [*plain, *varied]
     result.rows += repetition_rows(result.rows)
     result.set_aside = any(s.set_aside for s in base.summaries) or any(r.get("set_aside") for r in result.records.values())
@@ -57,13 +57,13 @@ def _name(result: SweepResult, key: str) -> str:
     return next((t.name for t in result.trials if t.key == key), key)
 
 
-def rows_of(trial: Trial, record: Record | None) -> Rows:
-    """A trial's rows with its setting; those of the cumulative map of every step k beside, where steps were kept."""
+def rows_of(trial: Trial, record: Record | None, over_k: bool) -> Rows:
+    """A trial's rows with its setting; `over_k`: those of the cumulative map of every step k beside, where steps were kept."""
     if record is None or record["status"] != "finished":
         return []
     rows = [{**row, "setting": trial.setting} for row in record["rows"]]
     pattern = next((r for r in rows if (r["stage"], r["metric"]) == ("seed", "mIoU")), None)
-    if pattern is None:
+    if pattern is None or not over_k:
         return rows
     for seed, run in record["over_k"].items():
         for k, (value, threshold) in enumerate(run):
