@@ -64,10 +64,10 @@ def missing_modules(page: str) -> set[str]:
 
 
 def known_flags() -> set[str]:
-    from seedbed.pipeline import ShapesExperiment
+    from seedbed.sweeps.settings import ShapesSweep
 
-    found = {name.replace("_", "-") for name in ShapesExperiment().flat()}
-    flat = ShapesExperiment().flat()
+    flat = ShapesSweep().flat()
+    found = {name.replace("_", "-") for name in flat}
     switches = {name for name, value in flat.items() if isinstance(value, bool)}
     found |= {".".join([*name.split(".")[:-1], f"no-{name.split('.')[-1]}"]).replace("_", "-") for name in switches}
     scripts = [ROOT / "datasets" / "voc2012" / name for name in ("prepare.py", "submission.py")]

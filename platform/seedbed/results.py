@@ -14,6 +14,7 @@ from seedbed import provenance
 from seedbed.artefacts import Fragments, write_atomically
 from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
 from seedbed.pipeline import plain
+from seedbed.metrics.paired import counts_by_picture, paired_over_seeds
 from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import repetition_rows
 from seedbed.seeds import SweepCounts
@@ -45,8 +46,8 @@ def conclude(study: Study, began: float) -> StudyResult:
     """Scores, tables, report and the parent's record, from what the stages left behind."""
     rows = [*study.rows, *validation_rows(study)]
     rows += repetition_rows(rows)
-    write_scores(study.out, rows)
     result = gathered(study, rows, began)
+    write_scores(study.out, rows, paired=result.paired)
     report = write_report(study.out, result)
     write_tables(result, report=report)
     study.tracker.log(parent_metrics(study))
@@ -77,7 +78,24 @@ def gathered(study: Study, rows: list[dict[str, Any]], began: float) -> StudyRes
         classes=info.classes,
         palette=info.palette,
         warnings=study.warnings,
+        paired=paired(study),
     )
+
+
+def paired(study: Study) -> list[dict[str, Any]]:
+    """The seeds of the study's method against the plain CAM's, picture by picture: difference and interval, the mean over random seeds."""
+    e, classes = study.experiment, len(study.store.info.classes)
+    runs, names = [], study.methods
+    for seed in study.seeds:
+        stages = [study.seeds_stages.get((method, seed)) for method in names]
+        if len(names) > 1 and all(stages):
+            runs.append(tuple(counts_by_picture(s.folder, classes, e.scoring.tolerance) for s in stages if s is not None))
+    if not runs or not set.intersection(*(set(side) for run in runs for side in run)):
+        return []
+    sides = {"first": {"method": names[0]}, "second": {"method": names[-1]}}
+    found = paired_over_seeds([(run[0], run[-1]) for run in runs], absent=e.scoring.absent(study.subset))
+    seeds = {"seeds": len(runs), "seeds_vary": e.seeds_vary}
+    return [{**sides, "stage": "seed", "split": e.data.score_split, "metric": found.metric, **found.to_record(), **seeds}]
 
 
 def curves(study: Study) -> dict[str, dict[str, list[float]]]:

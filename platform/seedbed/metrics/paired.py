@@ -42,6 +42,13 @@ class PairedDifference:
         """Pictures on which the second method scores lower."""
         return int((self.per_picture < 0).sum())
 
+    def to_record(self) -> dict[str, float]:
+        """As scores.json has it."""
+        return {
+            "difference": self.difference, "low": self.low, "high": self.high, "level": self.level,
+            "pictures": len(self.ids), "better": self.better, "worse": self.worse,
+        }  # fmt: skip
+
 
 def paired_difference(
     first: Mapping[str, Counts],

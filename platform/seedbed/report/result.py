@@ -109,5 +109,7 @@ class StudyResult:
     palette: Sequence[Sequence[int]] = ()
     """RGB of every label value, background first."""
     warnings: Sequence[str] = ()
+    paired: Sequence[Mapping[str, Any]] = ()
+    """Paired differences as in scores.json: first, second, metric, difference, low, high, level, pictures, better, worse."""
     sweep: SweepTable | None = None
     """Of a sweep: its trials. `rows` are then those of the base alone."""

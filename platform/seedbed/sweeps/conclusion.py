@@ -37,7 +37,8 @@ def conclude(driver: Driver, base: Study, result: SweepResult, began: float, tra
     result.rows += repetition_rows(result.rows)
     result.set_aside = any(s.set_aside for s in base.summaries) or any(r.get("set_aside") for r in result.records.values())
     differences = paired(driver, base, result)
-    results.write_scores(out, result.rows, paired=[_plain_difference(d, line, reference) for line, reference, d in differences])
+    where = table.stage, table.split or driver.base.data.score_split
+    results.write_scores(out, result.rows, paired=[_plain_difference(d, line, reference, *where) for line, reference, d in differences])
     view = table_of(driver, base, result, {line.label: d for line, _, d in differences})
     csv_path = write_csv(out / f"table_{table.name or driver.sweep.search}.csv", view)
     shown = replace(
@@ -98,7 +99,7 @@ def table_of(driver: Driver, base: Study, result: SweepResult, differences: Mapp
                 method=method,
                 values={m: value for m in table.metrics if (value := over_seeds(mine, table.stage, split, method, m)) is not None},
                 printed=line.printed,
-                paired=None if (d := differences.get(line.label)) is None else difference_record(d),
+                paired=None if (d := differences.get(line.label)) is None else d.to_record(),
                 setting=line.setting or {},
                 curve=[statistics.fmean(values) for values in zip(*curves, strict=True)],
                 state="base" if trial is None else state_of(trial, record, result),
@@ -183,13 +184,9 @@ def paired(driver: Driver, base: Study, result: SweepResult) -> list[tuple[Line,
     return found
 
 
-def difference_record(d: PairedDifference) -> dict[str, float]:
-    return {"difference": d.difference, "low": d.low, "high": d.high, "pictures": len(d.ids), "better": d.better, "worse": d.worse}
-
-
-def _plain_difference(d: PairedDifference, line: Line, reference: Line) -> dict[str, Any]:
+def _plain_difference(d: PairedDifference, line: Line, reference: Line, stage: str, split: str) -> dict[str, Any]:
     sides = {name: {"label": side.label, "setting": side.setting or {}} for name, side in (("first", reference), ("second", line))}
-    return {**sides, "metric": d.metric, "level": d.level, **difference_record(d)}
+    return {**sides, "stage": stage, "split": split, "metric": d.metric, **d.to_record()}
 
 
 # --- files ----------------------------------------------------------------------------------------------
