@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from seedbed.report.drawing import THEME, Figure
+from seedbed.report.drawing import THEME, Draw, Figure
 from seedbed.report.result import SweepRow, SweepTable
 from seedbed.report.summary import METRICS, Kind, Value
 
@@ -83,12 +83,12 @@ def sweep_figure(sweep: SweepTable) -> Figure | None:
     elif sweep.search:
         draw, size = _scatter(rows, metric), (6.4, 3.2)
     elif sweep.axis and len({row.setting.get(sweep.axis) for row in rows if row.setting} - {None}) > 1:
-        draw, size = _axis(rows, metric, sweep.axis), (5.6, 3.6)
+        draw, size = _axis(rows, metric, sweep.axis), (6.4, 3.2)
     else:
-        draw, size = _bars(rows, metric), (5.6, 1.0 + 0.42 * len(rows))
+        draw, size = _bars(rows, metric), (6.4, 1.0 + 0.42 * len(rows))
     words = "; ".join(f"{row.label}: {number(row.values[metric], 2)}" for row in rows)
     ours = f"{METRICS.get(metric, metric)} of the {sweep.stage} on {sweep.split}."
-    beside = " Hollow marks: the paper's values." if any(row.printed for row in rows) else ""
+    beside = " On the right the paper's values, on a scale of their own: compare the shapes." if len(_panels(rows, metric)) > 1 else ""
     return Figure("sweep", sweep.title, ours + beside, f"{sweep.title}. {words}.", size, draw)
 
 
@@ -96,21 +96,34 @@ def _color(i: int) -> str:
     return THEME[COLORS[i % len(COLORS)]]
 
 
-def _base_line(axes: Any, rows: Sequence[SweepRow], metric: str) -> None:
+Pick = Callable[[SweepRow], tuple[float, float | None] | None]
+
+
+def _panels(rows: Sequence[SweepRow], metric: str) -> list[tuple[str, Pick]]:
+    """Ours, and the paper's where it prints more than one trial: on two scales, since the networks are seldom the same."""
+    panels: list[tuple[str, Pick]] = [("ours", lambda row: row.values.get(metric))]
+    if sum(metric in row.printed for row in rows if row.setting) > 1:
+        panels.append(("paper", lambda row: row.printed.get(metric)))
+    return panels
+
+
+def _base_line(axes: Any, rows: Sequence[SweepRow], pick: Pick) -> None:
     for row in rows:
-        if not row.setting:
-            axes.axhline(row.values[metric][0], color=THEME["cam"], linewidth=1.2, linestyle=(0, (4, 2)))
-            text = f"{row.label} {row.values[metric][0]:.1f}"
-            axes.annotate(text, (1, row.values[metric][0]), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          ha="right", color=THEME["cam"])  # fmt: skip
+        if not row.setting and (value := pick(row)) is not None:
+            axes.axhline(value[0], color=THEME["cam"], linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.annotate(
+                f"{row.label} {value[0]:.1f}", (1, value[0]), (-2, -11), xycoords=("axes fraction", "data"), textcoords="offset points",
+                ha="right", color=THEME["cam"],
+            )  # fmt: skip
 
 
-def _steps(rows: Sequence[SweepRow], metric: str) -> Any:
+def _steps(rows: Sequence[SweepRow], metric: str) -> Draw:
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
         for i, row in enumerate(r for r in rows if r.curve):
             axes.plot(range(len(row.curve)), row.curve, color=_color(i), marker=MARKERS[i % 4], markersize=4, label=row.label)
-        _base_line(axes, rows, metric)
+        _base_line(axes, rows, _panels(rows, metric)[0][1])
+        axes.margins(y=0.15)
         axes.set_xlabel("k, steps added up in the map")
         axes.set_ylabel("mIoU, %")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -119,57 +132,60 @@ def _steps(rows: Sequence[SweepRow], metric: str) -> Any:
     return draw
 
 
-def _axis(rows: Sequence[SweepRow], metric: str, axis: str) -> Any:
+def _axis(rows: Sequence[SweepRow], metric: str, axis: str) -> Draw:
     """A line for each combination of the other settings; rows without the axis' setting are lines across."""
     groups: dict[str, list[SweepRow]] = {}
     for row in rows:
         if axis in row.setting:
-            others = {k: v for k, v in row.setting.items() if k != axis}
-            name = ", ".join(f"{k.rpartition('.')[2]} {_plain(v)}" for k, v in others.items() if k != "rib.companions")
+            others = {k: v for k, v in row.setting.items() if k not in (axis, "rib.companions")}
+            name = ", ".join(f"{k.rpartition('.')[2]} {_plain(v)}" for k, v in others.items())
             groups.setdefault(name, []).append(row)
+    panels = _panels(rows, metric)
 
     def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        for i, (name, mine) in enumerate(groups.items()):
-            mine.sort(key=lambda r: r.setting[axis])
-            x, y = [r.setting[axis] for r in mine], [r.values[metric][0] for r in mine]
-            spread = [r.values[metric][1] or 0.0 for r in mine]
-            axes.errorbar(x, y, spread, color=_color(i), marker=MARKERS[i % 4], markersize=6, capsize=3, label=name or "ours")
-            printed = [(r.setting[axis], r.printed[metric][0]) for r in mine if metric in r.printed]
-            if printed:
-                axes.plot(*zip(*printed, strict=True), color=_color(i), marker=MARKERS[i % 4], markerfacecolor="none", linewidth=0.8,
-                          linestyle=(0, (1, 2)))  # fmt: skip
-        across = [r for r in rows if r.setting and axis not in r.setting]
-        for i, row in enumerate(across):
-            axes.axhline(row.values[metric][0], color=_color(i + len(groups)), linewidth=1.2, label=row.label)
-        _base_line(axes, rows, metric)
-        axes.margins(x=0.08, y=0.18)
-        axes.set_xlabel(axis)
-        axes.set_ylabel("mIoU, %" if metric == "mIoU" else f"{metric}, %")
-        canvas.legend(loc="outside upper left", ncols=3, frameon=False)
+        for axes, (title, pick) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for i, (name, mine) in enumerate(groups.items()):
+                found = sorted((r.setting[axis], *value) for r in mine if (value := pick(r)) is not None)
+                x, y, spread = [v[0] for v in found], [v[1] for v in found], [v[2] or 0.0 for v in found]
+                axes.errorbar(x, y, spread, color=_color(i), marker=MARKERS[i % 4], markersize=6, capsize=3, label=name or None)
+            across = [r for r in rows if r.setting and axis not in r.setting]
+            for i, row in enumerate(across):
+                if (value := pick(row)) is not None:
+                    axes.axhline(value[0], color=_color(i + len(groups)), linewidth=1.4, label=row.label)
+            _base_line(axes, rows, pick)
+            axes.margins(x=0.08, y=0.18)
+            axes.set_xlabel(axis)
+            axes.set_title(title, fontsize=10, loc="left")
+        canvas.axes[0].set_ylabel(f"{METRICS.get(metric, metric)}, %")
+        if len(handles := canvas.axes[0].get_legend_handles_labels()[0]):
+            canvas.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
 
     return draw
 
 
-def _bars(rows: Sequence[SweepRow], metric: str) -> Any:
+def _bars(rows: Sequence[SweepRow], metric: str) -> Draw:
+    panels = _panels(rows, metric)
+
     def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        where = range(len(rows), 0, -1)
-        for y, row in zip(where, rows, strict=True):
-            mean, std = row.values[metric]
-            axes.barh(y, mean, 0.62, color=THEME["rib"] if row.setting else THEME["cam"], xerr=std, ecolor=THEME["ink"])
-            if metric in row.printed:
-                axes.plot(row.printed[metric][0], y, "D", color=THEME["ink"], markerfacecolor="none", markersize=6)
-        values = [v for r in rows for v in (r.values[metric][0], *(r.printed[m][0] for m in r.printed if m == metric))]
-        axes.set_xlim(max(0.0, min(values) - 8), max(values) + 4)
-        axes.set_yticks(list(where), [row.label for row in rows])
-        axes.set_xlabel(f"{METRICS.get(metric, metric)}, %")
-        axes.grid(False, axis="y")
+        where = list(range(len(rows), 0, -1))
+        for axes, (title, pick) in zip(canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            values = {y: value for y, row in zip(where, rows, strict=True) if (value := pick(row)) is not None}
+            for y, (mean, std) in values.items():
+                color = THEME["rib"] if rows[where.index(y)].setting else THEME["cam"]
+                axes.barh(y, mean, 0.62, color=color, xerr=std, ecolor=THEME["ink"])
+                axes.annotate(f"{mean:.1f}", (mean + (std or 0.0), y), (4, -3), textcoords="offset points", color=THEME["soft"])
+            means = [mean for mean, _ in values.values()]
+            room = max(max(means) - min(means), 1.0)
+            axes.set_xlim(max(0.0, min(means) - room), max(means) + 0.5 * room)  # bars that begin at 0 would all look alike
+            axes.set_yticks(where, [row.label for row in rows])
+            axes.set_xlabel(f"{METRICS.get(metric, metric)}, %")
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.grid(False, axis="y")
 
     return draw
 
 
-def _scatter(rows: Sequence[SweepRow], metric: str) -> Any:
+def _scatter(rows: Sequence[SweepRow], metric: str) -> Draw:
     """A small figure for each varied setting."""
     trials = [row for row in rows if row.setting]
     names = list(dict.fromkeys(name for row in trials for name in row.setting))
