@@ -13,8 +13,8 @@ import numpy as np
 from seedbed import provenance
 from seedbed.artefacts import Fragments, write_atomically
 from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
-from seedbed.pipeline import plain
 from seedbed.metrics.paired import counts_by_picture, paired_over_seeds
+from seedbed.pipeline import plain
 from seedbed.report import Panel, StudyResult, write_report, write_tables
 from seedbed.scores import repetition_rows
 from seedbed.seeds import SweepCounts

@@ -91,7 +91,7 @@ def table_of(driver: Driver, base: Study, result: SweepResult, differences: Mapp
         trial = None if line.setting is None else by_setting[json.dumps(line.setting, sort_keys=True)]
         record = None if trial is None else result.records.get(trial.key)
         mine = base.rows if trial is None else (record or {"rows": []})["rows"]
-        method = line.method if trial is None else trial.experiment.method
+        method = line.method if trial is None else trial.experiment.labels[-1]
         curves = [[value for value, _ in run] for run in ((record or {}).get("over_k") or {}).values()] if table.over_k else []
         rows.append(
             SweepRow(

@@ -90,7 +90,7 @@ def cutting(experiment: Experiment, source: Plan) -> Callable[[int, ImageWork], 
     """The way to this experiment's maps where those of the longer run are whole, else its own."""
 
     def work(seed: int, own: ImageWork) -> ImageWork:
-        stage = source.maps_stage(experiment.method, seed)
+        stage = source.maps_stage(experiment.labels[-1], seed)
         return own if stage.manifest is None else CutWork(stage.folder, experiment.rib, own, {"cut_from": stage.key})
 
     return work

@@ -118,16 +118,16 @@ def run_trial(trial: Trial, report: Report | None = None) -> Record:
             study = Study(e, store, trial.device, maps_work=None if source is None else cutting(e, source))
             study.progress = Progress("off")
             executor = TrialExecutor(trial, study, report)
-            rows = [r for r in study.collect(executor, NullTracker()) if r["method"] == e.method]
+            rows = [r for r in study.collect(executor, NullTracker()) if r["method"] == study.method]
             record: Record = {
                 "status": "finished",
                 "setting": trial.setting,
                 "rows": rows,
-                "over_k": {str(seed): run for seed, run in runs_over_k(study, e.method).items()},
+                "over_k": {str(seed): run for seed, run in runs_over_k(study, study.method).items()},
                 "stages": [{"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed} for s in study.summaries],
                 "scored": {str(seed): scored_stage(study, seed) for seed in study.seeds},
                 "set_aside": [dict(entry) for s in study.summaries for entry in s.set_aside],
-                "cut_from": None if source is None else source.maps_stage(e.method, e.seed).key,
+                "cut_from": None if source is None else source.maps_stage(study.method, e.seed).key,
                 "experiment": e.key(),
                 "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
@@ -141,7 +141,7 @@ def run_trial(trial: Trial, report: Report | None = None) -> Record:
 
 def scored_stage(study: Study, seed: int) -> list[str]:
     """Name and key of the artefact that holds the counts of every picture at the last scored stage."""
-    method = study.experiment.method
+    method = study.method
     made = {
         "seed": study.seeds_stage,
         "mask": study.scored_stage,
@@ -182,7 +182,7 @@ class TrialExecutor(LocalExecutor):
 
     def map_images(self, work: Any, ids: Sequence[str], stage: Any, shown: Shown) -> int:
         e = self.trial.experiment
-        mine = self.report is not None and stage.key == self.study.maps_stage(e.method, e.seed).key
+        mine = self.report is not None and stage.key == self.study.maps_stage(self.study.method, e.seed).key
         if not mine or self.report is None:
             return super().map_images(work, ids, stage, shown)
         order, computed = in_fixed_order(ids), 0

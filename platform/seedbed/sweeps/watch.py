@@ -84,7 +84,7 @@ class Watch:
         tags = {
             "seedbed.kind": "trial",
             "seedbed.key": trial.key,
-            "seedbed.method": trial.experiment.method,
+            "seedbed.method": trial.experiment.labels[-1],
             "seedbed.seed": str(trial.experiment.seed),
             "seedbed.setting": json.dumps(trial.setting),
             "seedbed.table": self.table.name,
