@@ -68,6 +68,11 @@ def known_flags() -> set[str]:
 
     flat = ShapesSweep().flat()
     found = {name.replace("_", "-") for name in flat}
+    from seedbed.analysis.fsl_study import FslStudy
+    from seedbed.pipeline import ShapesExperiment
+
+    found = {name.replace("_", "-") for name in (*ShapesExperiment().flat(), *FslStudy().flat())}
+    flat = ShapesExperiment().flat()
     switches = {name for name, value in flat.items() if isinstance(value, bool)}
     found |= {".".join([*name.split(".")[:-1], f"no-{name.split('.')[-1]}"]).replace("_", "-") for name in switches}
     scripts = [ROOT / "datasets" / "voc2012" / name for name in ("prepare.py", "submission.py")]

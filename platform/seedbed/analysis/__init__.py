@@ -1,0 +1,1 @@
+"""Studies of single questions, beside the pipeline."""
