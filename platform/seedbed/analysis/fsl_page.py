@@ -13,7 +13,7 @@ from seedbed.analysis import fsl_parameters as fsl
 from seedbed.analysis.fsl_study import PAPER, Found
 from seedbed.report.drawing import THEME, Figure
 
-COLUMNS = {"mu": 8, "sigma": 8, "J": 8, "F": 8, "J&F": 8, "95 % interval": 16, "steps": 8, "J&F, same stop": 17}
+COLUMNS = {"mu": 8, "sigma": 8, "J": 8, "F": 8, "J&F": 8, "95 % interval": 16, "steps": 8, "same stop": 11, "minus paper's, interval": 26}
 """Heading and width."""
 CURVES = (("J", "J", "cam", "-"), ("F", "F", "third", "-"), ("J_and_F", "J&F", "rib", "-"), ("same_stop", "J&F, same stop", "rib", ":"))
 GATES = {"b": "rib", "s": "fourth", "r": "steps"}
@@ -40,9 +40,15 @@ def told(found: Found) -> list[str]:
             c = curves[pair]
             numbers = [f"{c[name]:.1f}" for name in ("J", "F", "J_and_F")]
             interval = f"{c['low']:.1f} to {c['high']:.1f}"
-            lines.append(row([f"{pair[0]:g}", f"{pair[1]:g}", *numbers, interval, str(c["steps"]), f"{c['same_stop']:.1f}"]))
+            gain = f"{c['gain']:+.1f}, {c['gain_low']:+.1f} to {c['gain_high']:+.1f}"
+            lines.append(row([f"{pair[0]:g}", f"{pair[1]:g}", *numbers, interval, str(c["steps"]), f"{c['same_stop']:.1f}", gain]))
         lines.append("")
-    lines.append(f"J, F, J&F after the number of steps that is best for the setting; `same stop`: after {kept[found.same_stop()]} for all")
+    lines.append(
+        f"J, F, J&F after the number of steps that is best for the setting; `same stop`: J&F after {kept[found.same_stop()]} for all;"
+    )
+    lines.append(
+        "minus paper's: J&F less that of mu 2.5 and sigma 5 on the same pictures; intervals: pictures drawn again within their class"
+    )
     for key, (name, pairs) in enumerate(sides.items()):
         best, same = (max(pairs, key=lambda pair: curves[pair][what])[key] for what in ("J_and_F", "same_stop"))
         votes = ", ".join(f"{v:g} ({n} times)" for v, n in sorted(found.best_of_draws()[key].items()))

@@ -82,16 +82,21 @@ class Found:
 
     def curves(self) -> dict[Setting, dict[str, Any]]:
         mean = fsl.class_mean(self.values, self.of)
+        stops = mean.mean(-1).argmax(1)
+        own = self.values.mean(-1)[:, np.arange(len(stops)), stops]
+        own = np.stack([own, own - own[:, [self.study.settings().index(PAPER)]]], -1)  # on the same pictures
         rng = generator(self.study.seed, "fsl-parameters", "bootstrap")
-        low, high = fsl.bootstrap(self.values.mean(-1), self.of, rng)
+        low, high = fsl.bootstrap(own, self.of, rng)
+        gain = fsl.class_mean(own, self.of)[:, 1]
         same = self.same_stop()
         out = {}
         for i, pair in enumerate(self.study.settings()):
-            best = int(mean[i].mean(-1).argmax())
+            best = int(stops[i])
             j, f = mean[i, best]
             out[pair] = {
-                "J": float(j), "F": float(f), "J_and_F": float((j + f) / 2), "low": float(low[i, best]), "high": float(high[i, best]),
+                "J": float(j), "F": float(f), "J_and_F": float((j + f) / 2), "low": float(low[i, 0]), "high": float(high[i, 0]),
                 "steps": self.study.kept()[best], "same_stop": float(mean[i, same].mean()),
+                "gain": float(gain[i]), "gain_low": float(low[i, 1]), "gain_high": float(high[i, 1]),
             }  # fmt: skip
         return out
 
