@@ -52,6 +52,14 @@ def test_leaves_what_the_interface_says(reference: Path) -> None:
     assert "RIB" in (reference / "report.html").read_text()
 
 
+def test_method_is_compared_with_cam_picture_by_picture(reference: Path) -> None:
+    content = json.loads((reference / "scores.json").read_text())
+    (paired,) = content["paired"]
+    value = {r["method"]: r["value"] for r in content["rows"] if r["metric"] == "mIoU" and r["stage"] == "seed"}
+    assert paired["difference"] == pytest.approx(value["rib"] - value["cam"]) and paired["pictures"] == 10
+    assert paired["low"] <= paired["high"] and "bootstrap" in (reference / "report.html").read_text()
+
+
 def test_j_and_f_share_their_threshold(reference: Path) -> None:
     rows = json.loads((reference / "scores.json").read_text())["rows"]
     by = {r["metric"]: r for r in rows if r["method"] == "rib" and r["seed"] == 0}

@@ -201,16 +201,20 @@ def test_table_report_and_csv(reference: Path) -> None:
     assert len(paired) == 4 and all(p["pictures"] == 10 for p in paired)
 
 
-def test_second_call_runs_nothing(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
-    rows = scores(reference)
-    result = sweep(reference, table="5b", **{"rib.margin": 4.0, "run.executor": "ray"})
-    assert not result.computed and scores(reference) == rows
-    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
-    import sys
+def test_second_call_runs_nothing_and_starts_no_ray(
+    reference: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seedbed.runtime import launch
 
-    ray = sys.modules.get("ray")
-    assert ray is None or not ray.is_initialized() or "small_ray" in str(ray), "a finished sweep starts no Ray"
+    def started(*_: Any) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr(launch, "ray_executor", started)
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
+    values = [r["value"] for r in scores(reference)]
+    result = sweep(reference, table="5b", **{"rib.margin": 4.0, "run.executor": "ray"})
+    assert not result.computed and [r["value"] for r in scores(reference)] == values
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*.arrow")}
     assert "found" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seedbed.metrics.contour import Contour
-from seedbed.metrics.paired import Counts, paired_difference
+from seedbed.metrics.paired import Counts, paired_difference, paired_over_seeds
 from seedbed.metrics.region import Confusion
 
 
@@ -71,3 +71,16 @@ def test_a_picture_without_a_labeled_pixel_is_no_difference() -> None:
     a["void"] = b["void"] = (Confusion(2), Contour(2, 1))
     found = paired_difference(a, b, absent="truth", resamples=20)
     assert np.isnan(found.per_picture[-1]) and np.isfinite(found.difference)
+
+
+def test_over_several_seeds_it_is_the_mean() -> None:
+    """The interval of two equal runs is that of one; of a run and its mirror image the difference is nothing, for certain."""
+    a, b = pictures(5), pictures(2)
+    once, twice = (paired_over_seeds([(a, b)] * n, absent="truth", resamples=200) for n in (1, 2))
+    assert (once.difference, once.low, once.high) == pytest.approx((twice.difference, twice.low, twice.high))
+    nothing = paired_over_seeds([(a, b), (b, a)], absent="truth", resamples=50)
+    assert (nothing.difference, nothing.low, nothing.high) == pytest.approx((0, 0, 0))
+    record = once.to_record()
+    assert record["pictures"] == 12 and record["better"] == 8 and record["low"] < record["difference"] < record["high"]
+    with pytest.raises(ValueError, match="common"):
+        paired_over_seeds([], absent="truth")
