@@ -64,15 +64,11 @@ def missing_modules(page: str) -> set[str]:
 
 
 def known_flags() -> set[str]:
+    from seedbed.analysis.fsl_study import FslStudy
     from seedbed.sweeps.settings import ShapesSweep
 
-    flat = ShapesSweep().flat()
+    flat = {**FslStudy().flat(), **ShapesSweep().flat()}
     found = {name.replace("_", "-") for name in flat}
-    from seedbed.analysis.fsl_study import FslStudy
-    from seedbed.pipeline import ShapesExperiment
-
-    found = {name.replace("_", "-") for name in (*ShapesExperiment().flat(), *FslStudy().flat())}
-    flat = ShapesExperiment().flat()
     switches = {name for name, value in flat.items() if isinstance(value, bool)}
     found |= {".".join([*name.split(".")[:-1], f"no-{name.split('.')[-1]}"]).replace("_", "-") for name in switches}
     scripts = [ROOT / "datasets" / "voc2012" / name for name in ("prepare.py", "submission.py")]

@@ -317,3 +317,26 @@ def test_paths_are_absolute_for_other_processes(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "w.pth").write_bytes(b"")
     found = absolute(Sweep(out="o").replace(**{"data.store": "s", "classifier.weights": "w.pth"}))
     assert (found.out, found.data.store, found.classifier.weights) == (f"{tmp_path}/o", f"{tmp_path}/s", f"{tmp_path}/w.pth")
+
+
+def test_tables_of_hfpl() -> None:
+    """Grids, printed values, stage and split; SEAM's alphas go with the loss."""
+    from seedbed.sweeps.isl_tables import ISL_TABLES
+
+    base = Sweep(name="x", method="seam", addons=("isl",), table="5")
+    made = {name: make(base) for name, make in ISL_TABLES.items()}
+    assert {t.stage for t in made.values()} == {"segmentation"}
+    assert {name: t.split for name, t in made.items()} == {"fig6": "train", "5": "train", "4": "val", "gate": "val"}
+    five = made["5"]
+    assert [line.printed["mIoU"] for line in five.lines] == [(61.6, 0.8), (62.6, 0.6), (63.0, 0.4), (63.0, 0.6), (62.9, 0.7)]
+    assert all(line.setting is not None and line.setting["isl.weight"] == 1.0 for line in five.lines)
+    four = {line.label: line for line in made["4"].lines}
+    assert four["ISL, multinomial"].printed["mIoU"] == (63.0, 0.5) and four["FSL, binomial"].printed["F"] == (43.5, 0.4)
+    multinomial = four["ISL, multinomial"].setting
+    assert multinomial is not None and (multinomial["refine.alpha_low"], multinomial["refine.alpha_high"]) == (2.0, 4.0)
+    assert [line.printed["J_and_F"][0] for line in made["gate"].lines] == [55.2, 53.8]
+    lambdas = [line.setting.get("isl.weight", 0.0) if line.setting else 0.0 for line in made["fig6"].lines]
+    assert lambdas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] * 2
+    for table in made.values():
+        for line in table.lines:
+            base.replace(**{**table.base, **(line.setting or {})}).check()

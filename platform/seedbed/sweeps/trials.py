@@ -49,9 +49,14 @@ class Trial:
 
 
 def setting_text(setting: Setting) -> str:
-    """`tau 0.3, pooling gndrp`."""
-    parts = ((name.rpartition(".")[2], f"{value:g}" if isinstance(value, float) else value) for name, value in setting.items())
-    return ", ".join(f"{name} {value}" for name, value in parts)
+    """`tau 0.3, pooling gndrp, addons isl+fsl`."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_value_text(value)}" for name, value in setting.items())
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(_value_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def trial_key(plan: Plan) -> str:

@@ -1,0 +1,94 @@
+"""The tables of HFPL's ablations (Jonnarth et al. 2024, section 5.5): Fig. 6, Tables 4 and 5, and the choice of the gate.
+
+All on SEAM, and all of the final segmentation. AffinityNet's alphas go with the loss, as Sec. 5.1 and 5.5 set them: 4 and 24 without ISL,
+1 and 24 with the binomial one, 2 and 4 with the multinomial one.
+"""
+
+from __future__ import annotations
+
+from seedbed.pipeline import Experiment
+from seedbed.sweeps.space import Setting
+from seedbed.sweeps.tables import Line, PaperTable, TableOf, printed
+
+METRICS = ("mIoU", "F", "J_and_F")
+WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SAMPLES = (1, 5, 10, 50, 100)
+PLAIN, BINOMIAL, MULTINOMIAL = (
+    {"refine.alpha_low": low, "refine.alpha_high": high} for low, high in ((4.0, 24.0), (1.0, 24.0), (2.0, 4.0))
+)
+
+
+def _trained(*addons: str, **settings: object) -> Setting:
+    return {"addons": addons, **{name.replace("__", "."): value for name, value in settings.items()}}
+
+
+def weights(base: Experiment) -> PaperTable:
+    """Fig. 6: the weight of ISL, without and with FSL; weight 0 is the training without it."""
+    lines = []
+    for fsl in ((), ("fsl",)):
+        for weight in WEIGHTS:
+            label = f"{base.method.upper()}+ISL{'+FSL' if fsl else ''}, lambda = {weight:g}"
+            if weight == 0 and not fsl:
+                lines.append(Line(label, None, base.method))
+            elif weight == 0:
+                lines.append(Line(label, {**_trained("fsl"), **PLAIN}))
+            else:
+                setting = {**_trained("isl", *fsl, isl__weight=weight), **BINOMIAL}
+                lines.append(Line(label, setting, default=weight == 0.2 and bool(fsl)))
+    note = "printed gains in J&F: 1.6 of lambda 0.2 over 0, and 2.2 more with FSL (section 5.5); the curves themselves are a figure"
+    return _table("fig6", "Weight of ISL (HFPL, Fig. 6)", lines, "train", "isl.weight", "HFPL, Fig. 6", note)
+
+
+def samples(base: Experiment) -> PaperTable:
+    """Table 5: positions drawn for each class, at weight 1 and without FSL."""
+    lines = []
+    for n in SAMPLES:
+        setting = {**_trained("isl", isl__weight=1.0, isl__samples=n), **BINOMIAL}
+        lines.append(Line(f"N = {n}", setting, printed=printed("hfpl_table5", note=f"pixels={n}"), default=n == 10))
+    return _table("5", "Drawn positions N (HFPL, Table 5)", lines, "train", "isl.samples", "hfpl_table5")
+
+
+def posteriors(base: Experiment) -> PaperTable:
+    """Table 4: binomial against multinomial, each at its own weight and alphas; FSL's mu and sigma learned in the multinomial original."""
+
+    def row(name: str, posterior: str, label: str, setting: Setting) -> Line:
+        value = printed("hfpl_table4", method=f"SEAM+{name}", note=f"posterior={posterior}")
+        return Line(f"{name}, {label}", setting, printed=value, default=label == "binomial")
+
+    first, second = "Multinomial ([19])", "Binomial (proposed)"
+    lines = [
+        row("ISL", first, "multinomial", {**_trained("isl", isl__weight=0.6, isl__posterior="multinomial"), **MULTINOMIAL}),
+        row("ISL", second, "binomial", {**_trained("isl", isl__weight=0.2, isl__posterior="binomial"), **BINOMIAL}),
+        row("FSL", first, "multinomial", {**_trained("fsl", fsl__gate="a", fsl__learned=True), **MULTINOMIAL}),
+        row("FSL", second, "binomial", {**_trained("fsl", fsl__gate="r", fsl__learned=False), **PLAIN}),
+    ]
+    return _table("4", "Binomial and multinomial posterior (HFPL, Table 4)", lines, "val", "", "hfpl_table4")
+
+
+def gates(base: Experiment) -> PaperTable:
+    """Section 5.5: what FSL's gate looks at, the max-normalized map r or the posterior b."""
+    names = {"r": "gating function g on max-normalized CAM r", "b": "gating function g on posterior b"}
+    lines = [
+        Line(f"gate {gate}", {**_trained("fsl", fsl__gate=gate), **PLAIN}, printed=printed("claims", note=note), default=gate == "r")
+        for gate, note in names.items()
+    ]
+    return _table("gate", "Gate of FSL (HFPL, section 5.5)", lines, "val", "", "HFPL, section 5.5")
+
+
+def _table(name: str, title: str, lines: list[Line], split: str, axis: str, source: str, note: str = "") -> PaperTable:
+    return PaperTable(
+        name=name,
+        title=title,
+        lines=tuple(lines),
+        stage="segmentation",
+        split=split,
+        metrics=METRICS,
+        base={"addons": (), **PLAIN},
+        fixed={"data.segment_splits": (split,)},
+        axis=axis,
+        source=source,
+        note=note,
+    )
+
+
+ISL_TABLES: dict[str, TableOf] = {"fig6": weights, "5": samples, "4": posteriors, "gate": gates}
