@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seedbed.methods.base import Companions
-from seedbed.methods.maps import CamConfig, Precision, fixed_statistics, make_maps, merge_mirror
+from seedbed.methods.maps import CamConfig, Precision, fixed_statistics, make_maps, merge_mirror, view_groups
 from seedbed.models.passes import many_passes
 from seedbed.types import Batch, Maps, StepOutput, Views
 
@@ -19,7 +19,7 @@ __all__ = ["Cam", "CamConfig"]
 
 class Cam:
     name: ClassVar[str] = "cam"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: CamConfig | None = None, precision: Precision = "fp32") -> None:
         self.settings = settings or CamConfig()
@@ -38,5 +38,10 @@ class Cam:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         with torch.no_grad(), fixed_statistics(model):
             passes = many_passes(model)
-            scores = [passes.suffix(passes.prefix(view.to(place), dtype), dtype)[:, classes] for view in views.tensors]
-        return make_maps(views, classes, [merge_mirror(s) for s in scores])
+            tensors = [view.to(place) for view in views.tensors]
+            maps = [torch.empty(0)] * len(tensors)
+            for group in view_groups(views.scales, tensors):
+                found = passes.suffixes([passes.prefix(tensors[i], dtype) for i in group], dtype)
+                for i, scores in zip(group, found, strict=True):
+                    maps[i] = merge_mirror(scores[:, classes])
+        return make_maps(views, classes, maps)

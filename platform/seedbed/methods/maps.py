@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seedbed.config import Settings, setting
+from seedbed.models.passes import PASS_PIXELS, fitting_groups
 from seedbed.types import Maps, UserError, Views
 
 Precision = Literal["fp32", "mixed", "bf16"]
@@ -40,6 +41,13 @@ class CamConfig(Settings):
             raise UserError(f"{flag} is {self.scales}", field=flag, remedy="give scales from 0.05 to 8")
         if self.long_side < 0 or 0 < self.long_side < 16:
             raise UserError(f"--{prefix}long-side is {self.long_side}", field=f"--{prefix}long-side", remedy="give 0 or at least 16 pixels")
+
+
+def view_groups(scales: tuple[float, ...], views: list[Tensor]) -> list[list[int]]:
+    """Which views share a pass, so that RIB's first maps are CAM's to the bit. Scale 1 comes first: the area guard looks at it."""
+    order = sorted(range(len(views)), key=lambda i: scales[i] != 1.0)
+    groups = fitting_groups([views[i][:, 0].numel() for i in order], views[0].device, PASS_PIXELS)
+    return [[order[j] for j in group] for group in groups]
 
 
 def merge_mirror(scores_rchw: Tensor) -> Tensor:

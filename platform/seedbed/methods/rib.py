@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from seedbed.config import Settings, bounded, setting
 from seedbed.methods.base import Companions
-from seedbed.methods.maps import TINY, CamConfig, Precision, fixed_statistics, make_maps, merge_mirror, normalised, strided_sum
-from seedbed.models.passes import Parameters, borrowed_weights, fitting, many_passes, multiplies_bfloat16
+from seedbed.methods.maps import TINY, CamConfig, Precision, fixed_statistics, make_maps, merge_mirror, normalised, strided_sum, view_groups
+from seedbed.models.passes import PASS_PIXELS, Parameters, borrowed_weights, fitting, many_passes, multiplies_bfloat16
 from seedbed.optim import Constant, PolySGD
 from seedbed.types import Batch, Maps, StepOutput, UserError, Views
 
@@ -133,7 +133,7 @@ class RibConfig(Settings):
     channels_last: bool = setting(True)
     """Memory format of the features."""
     winograd: bool = setting(True)
-    """3x3 convolutions that no map is read from (companions, gradients) with a quarter of the products, on a CPU; differs by some 1e-5."""
+    """3x3 convolutions with a quarter of the products, on a CPU; maps differ by some 1e-6."""
     companions_per_pass: int = bounded(0, 0)
     """Companions a forward and backward pass (their gradients add up); 0: about a million pixels on a CPU, all on a GPU."""
 
@@ -201,7 +201,7 @@ def covered_share(map_nhw: Tensor, level: float) -> float:
 
 class Rib:
     name: ClassVar[str] = "rib"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: RibConfig | None = None, cam: CamConfig | None = None) -> None:
         self.settings = settings or RibConfig()
@@ -263,12 +263,13 @@ class Adaptation:
         tensors = [view.to(self.place) for view in views.tensors]
         with torch.no_grad():
             self.inputs = tensors if s.trained == "all" else [self.passes.prefix(t, self.map_dtype) for t in tensors]
-        # Scale 1 comes first: the area guard looks at it before the others are computed.
-        self.order = sorted(range(len(tensors)), key=lambda i: views.scales[i] != 1.0)
+        self.first = views.scales.index(1.0)
         if s.target_rows == "single":
-            self.loss_rows = {self.order[0]: 1}
+            self.loss_rows = {self.first: 1}
         else:
             self.loss_rows = {i: len(t) for i, t in enumerate(tensors) if views.scales[i] in s.loss_scales}
+        together = view_groups(views.scales, tensors)
+        self.groups = together if s.target_rows == "scales" else [[i] for group in together for i in group]  # one row asks for a graph
         self.sums: list[Tensor] = []
         self.snapshots: list[list[Tensor]] = []
         self.log: dict[str, list[float]] = {"loss": [], "target_loss": [], "area_ratio": []}
@@ -301,11 +302,13 @@ class Adaptation:
         """Adds the maps of the present weights to the sums. Class scores per scale, where asked with a graph; None: the guard fired."""
         s = self.settings
         scores, maps = [torch.empty(0)] * len(self.inputs), [torch.empty(0)] * len(self.inputs)
-        for i in self.order:
-            with torch.set_grad_enabled(graph and i in self.loss_rows and self.map_dtype == self.gradient_dtype):
-                scores[i] = self.scores(self.inputs[i], self.map_dtype)
-            maps[i] = merge_mirror(scores[i].detach()[:, self.classes])
-            if i != self.order[0]:
+        for group in self.groups:
+            with torch.set_grad_enabled(graph and not self.loss_rows.keys().isdisjoint(group) and self.map_dtype == self.gradient_dtype):
+                found = self.scores([self.inputs[i] for i in group], self.map_dtype)
+            for i, each in zip(group, found, strict=True):
+                scores[i], maps[i] = each, merge_mirror(each.detach()[:, self.classes])
+            i = self.first
+            if i not in group:
                 continue
             self.log["area_ratio"].append(covered_share(maps[i], s.area_level))
             if guard and s.area_guard and self.steps > 1 and self.log["area_ratio"][-1] > s.area_share:
@@ -338,19 +341,25 @@ class Adaptation:
         """One step on the loss of all rows, a sum: backward scale by scale and a few companions at a time, since gradients add up."""
         self.optimizer.zero_grad()
         total = self.target_part
-        for i, gradient in gradients.items():
-            rows = self.loss_rows[i]
-            held = scores[i] if scores[i].requires_grad else self.scores(self.inputs[i][:rows], self.gradient_dtype)
-            held[:rows].backward(gradient)
-            scores[i] = held = torch.empty(0)  # the graph goes before the next one comes
+        for group in self.groups:
+            asked = [i for i in group if i in gradients]
+            if not asked:
+                continue
+            held = [scores[i] for i in asked]
+            if not held[0].requires_grad:
+                held = self.scores([self.inputs[i][: self.loss_rows[i]] for i in asked], self.gradient_dtype)
+            torch.autograd.backward([each[: self.loss_rows[i]] for i, each in zip(asked, held, strict=True)], [gradients[i] for i in asked])
+            held = []  # the graph goes before the next one comes
+            for i in group:
+                scores[i] = torch.empty(0)
         if batch is not None:
-            size = self.settings.companions_per_pass or fitting(batch[0].shape, self.place, 2**20)
+            size = self.settings.companions_per_pass or fitting(batch[0].shape, self.place, PASS_PIXELS)
             for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
                 images, labels = images.to(self.place), labels.to(self.place, torch.float32)
                 if self.settings.trained != "all":
                     with torch.no_grad():
                         images = self.passes.prefix(images, self.gradient_dtype)
-                loss = self.rib.row_loss(self.rib.pool(self.scores(images, self.gradient_dtype, exact=False), labels), labels)
+                loss = self.rib.row_loss(self.rib.pool(self.scores([images], self.gradient_dtype)[0], labels), labels)
                 loss.backward()
                 total += float(loss.detach())
         self.log["loss"].append(total)
@@ -372,10 +381,10 @@ class Adaptation:
             self.ended = "companions"
         return batch
 
-    def scores(self, inputs: Tensor, dtype: torch.dtype, exact: bool = True) -> Tensor:
+    def scores(self, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         if self.settings.trained == "all":
-            inputs = self.passes.prefix(inputs, dtype)
-        return self.passes.suffix(inputs, dtype, exact)
+            inputs = [self.passes.prefix(each, dtype) for each in inputs]
+        return self.passes.suffixes(inputs, dtype)
 
     def maps(self) -> Maps:
         snapshots = [make_maps(self.views, self.classes, step).sums for step in self.snapshots] if self.settings.snapshots else None
