@@ -145,7 +145,8 @@ def deliver_pending(path: Path, out: Path, ended: str | None = None) -> bool:
     if ended is not None:
         last = {e["run"]: e for e in events}
         moment = max((t for e in events for t in _times(e)), default=now())
-        open_runs = set(last) - {e["run"] for e in events if e["do"] == "end"}
+        # A run of which only its name was kept had ended before, or is among those that the tracker marks by itself.
+        open_runs = {e["run"] for e in events if e["do"] != "known"} - {e["run"] for e in events if e["do"] == "end"}
         events += [{"do": "end", "run": run, "status": ended, "time": moment} for run in last if run in open_runs]
     where = {e["run"]: e["uri"] for e in events if "uri" in e}
     deliveries: dict[str, Delivery] = {}
