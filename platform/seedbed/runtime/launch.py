@@ -23,9 +23,8 @@ class RayExecutor:
     def __init__(self, settings: RunConfig, cluster: Cluster) -> None:
         self.settings, self.cluster = settings, cluster
         self.device = cluster.device
-        # As wide as the per-image work: what its actors are given is room for as many workers.
-        room = settings.actors if self.device == "cpu" else int(settings.actors * cluster.gpus_per_actor)
-        self.trainings = max(1, room // settings.workers)
+        there = cluster.resources.get("CPU", 1.0) / settings.threads if self.device == "cpu" else cluster.resources.get("GPU", 1.0)
+        self.trainings = max(1, int(there) // settings.workers)
         self.driver = LocalExecutor(device="cpu", threads=settings.threads, workers=1, commit_every=settings.commit_every)
 
     def map_images(self, work: ImageWork, ids: Sequence[str], stage: Stage, shown: Shown) -> int:
