@@ -340,3 +340,13 @@ def test_tables_of_hfpl() -> None:
     for table in made.values():
         for line in table.lines:
             base.replace(**{**table.base, **(line.setting or {})}).check()
+
+
+def test_addons_on_a_method_one_table_each() -> None:
+    from seedbed.sweeps.addon_tables import ADDON_TABLES
+
+    base = ShapesSweep(name="x", method="cam", table="seam")
+    for name, make in ADDON_TABLES.items():
+        table = make(base)
+        shown = [base.replace(**{**table.fixed, **table.base, **(line.setting or {})}).labels[-1] for line in table.lines]
+        assert shown == [name, f"{name}+isl", f"{name}+fsl", f"{name}+isl+fsl"]

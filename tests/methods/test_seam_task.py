@@ -20,8 +20,9 @@ from seedbed.models.affinity import AffinityNet
 from seedbed.models.irn import IrnNet
 from seedbed.models.seam import SeamNet
 from seedbed.optim import PolySGD
-from seedbed.refine.affinitynet_task import AffinityConfig, AffinityTask
-from seedbed.refine.irn_task import IrnConfig, IrnTask
+from seedbed.refine.affinitynet_task import AffinityConfig
+from seedbed.refine.initial_backbone import fill_backbone
+from seedbed.refine.irn_task import IrnConfig
 from seedbed.seeds import label_map
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, load_classifier
@@ -76,7 +77,7 @@ def test_from_training_to_seeds(make_store: Make, make_task: Task, tmp_path: Pat
 def test_the_maps_feed_affinitynet(make_store: Make, make_task: Task, tmp_path: Path) -> None:  # noqa: F811
     """Both alphas of the confidence labels, and the walk's input, though the smallest values lie below 0."""
     pytest.importorskip("pydensecrf")
-    from seedbed.refine.confidence import affinity_labels
+    from seedbed.refine.confidence import affinity_labels, affinity_scores
 
     store = make_store()
     task = make_task(store, CONFIG, method="seam", method_settings=SETTINGS)
@@ -84,7 +85,8 @@ def test_the_maps_feed_affinitynet(make_store: Make, make_task: Task, tmp_path: 
     classifier = kept(task.build().state_dict(), tmp_path / "out")
     ident = next(i for i in store.ids("val") if store[i].labels.sum() > 1)
     maps = maps_from(localise(task, classifier, "seam", SETTINGS)(ident))
-    found = [affinity_labels(store[ident].pixels(), high_res(maps), maps.classes, *pair) for pair in ((4, 24), (1, 24), (2, 4))]
+    scores = [affinity_scores(store[ident].pixels(), high_res(maps), *pair) for pair in ((4, 24), (1, 24), (2, 4))]
+    found = [affinity_labels(pair, maps.classes) for pair in scores]
     for labels in found:
         assert labels.shape == high_res(maps).shape[1:] and set(np.unique(labels)) <= {0, 255, *(maps.classes + 1)}
 
@@ -107,9 +109,6 @@ def test_refinements_take_its_backbone(tmp_path: Path) -> None:
     classifier = kept(SeamNet("small", 3).state_dict(), tmp_path / "out")
     stored = weights_from(classifier)
     affinity, irn = AffinityConfig(backbone="small", weights="classifier"), IrnConfig(backbone="small", weights="classifier")
-    for task, network in (
-        (AffinityTask("s", None, (), tmp_path, affinity, 5, classifier), AffinityNet("small")),
-        (IrnTask("s", None, (), tmp_path, irn, 5, classifier), IrnNet("small")),
-    ):
-        assert task._take_backbone(network.backbone) == "classifier"
+    for config, network in ((affinity, AffinityNet("small")), (irn, IrnNet("small"))):
+        assert fill_backbone(network.backbone, config, classifier, "--refine.x") == "classifier"
         assert all(torch.equal(value, stored[f"backbone.{name}"]) for name, value in network.backbone.state_dict().items())
