@@ -4,7 +4,7 @@ Paper: Lee et al., "Reducing Information Bottleneck for Weakly Supervised Semant
 
 Command: python experiments/shapes_rib.py            (= make demo; --until segmentation goes on to a trained segmenter)
 
-Run time: about 7 min on two cores; --smoke about 1 min.
+Run time: under 6 min on two cores; --smoke about 1 min.
 
 Expected: seed mIoU 59.0 +- 0.5 (CAM) and 61.4 +- 0.1 (RIB), 48 pictures, the best threshold of each; docs/shapes.md has five other sets.
 """
