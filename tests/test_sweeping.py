@@ -350,3 +350,19 @@ def test_addons_on_a_method_one_table_each() -> None:
         table = make(base)
         shown = [base.replace(**{**table.fixed, **table.base, **(line.setting or {})}).labels[-1] for line in table.lines]
         assert shown == [name, f"{name}+isl", f"{name}+fsl", f"{name}+isl+fsl"]
+
+
+def test_a_search_shows_its_best_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of many trials the terminal has the best rows, and says how many more there are."""
+    from seedbed.report import terminal
+    from seedbed.report.result import SweepRow, SweepTable
+
+    rows = [
+        SweepRow(label=f"trial {n}", method="rib", values={"mIoU": (90.0 - n, None)}, setting={"rib.tau": n}, state="found")
+        for n in range(40)
+    ]
+    table = SweepTable(name="", title="random search", stage="seed", split="train", metrics=("mIoU",), rows=rows, search=True)
+    terminal._print_sweep(table, None, sys.stdout, 100)
+    shown = capsys.readouterr().out
+    assert "trial 0 " in shown and f"trial {terminal.TRIALS - 1} " in shown and "trial 39" not in shown
+    assert f"{40 - terminal.TRIALS} more trials" in shown

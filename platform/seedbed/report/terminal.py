@@ -21,6 +21,8 @@ from seedbed.report.sweep import sweep_cells
 
 PAPERS_SHOWN = 6
 
+TRIALS = 25
+"""Rows of a search that the terminal shows."""
 STYLES = {"method": "bold", "difference": "italic", "without network": "dim", "paper": "cyan", "failed": ""}
 
 
@@ -113,13 +115,16 @@ def _print_table(table: Table, console: Any, stream: TextIO, width: int) -> None
 
 
 def _print_sweep(sweep: SweepTable, console: Any, stream: TextIO, width: int) -> None:
-    heads, rows = sweep_cells(sweep)
+    heads, every = sweep_cells(sweep)
+    rows = every[:TRIALS] if sweep.search else every
     title = f"{sweep.title}: {sweep.stage} on {sweep.split}, percent"
     if console is None:
         print(f"\n{title}\n{_aligned(heads, rows)}", file=stream)
     else:
         console.print()
         console.print(_rich_table(title, heads, rows))
+    if len(rows) < len(every):
+        _say(f"{len(every) - len(rows)} more trials stand in the report.", console, stream, width, "dim")
     for note in sweep.notes:
         _say(note, console, stream, width, "dim", indent=3)
 

@@ -106,6 +106,9 @@ def table_of(driver: Driver, base: Study, result: SweepResult, differences: Mapp
                 seconds=None if record is None else record.get("seconds"),
             )
         )
+    if driver.sweep.search != "grid":  # a search has no order of its own: the best come first
+        first = table.metrics[0]
+        rows.sort(key=lambda row: (row.state != "base", -row.values.get(first, (-1.0, None))[0]))
     return SweepTable(
         name=table.name,
         title=table.title,
@@ -131,7 +134,7 @@ def over_seeds(rows: Rows, stage: str, split: str, method: str, metric: str) -> 
 
 def state_of(trial: Trial, record: Record | None, result: SweepResult) -> str:
     if record is None:
-        return f"failed: {result.failed.get(trial.key, 'not run')}"[:60]
+        return "failed" if trial.key in result.failed else "not run"
     if record["status"] == "stopped":
         return f"stopped after {record['share']:.0%} of the pictures"
     return ("cut, " if record.get("cut_from") else "") + ("run now" if trial.key in result.computed else "found")
