@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray.tune")
 
-from test_sweeping import scores, sweep
+from test_sweeping import scores, sweep, tiny
 
-from seedbed.runtime.sweep import gpu_of_trial
+from seedbed.runtime.sweep import _work, gpu_of_trial
+from seedbed.sweeps.tables import PaperTable
+from seedbed.sweeps.trials import Ledger, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +37,24 @@ def test_share_of_a_gpu_by_measured_memory() -> None:
     assert gpu_of_trial(10 * gib, 16, total=80 * gib) == pytest.approx(1 / 6, abs=1e-3), "6 x 11.5 fit in 80"
     assert gpu_of_trial(10 * gib, 3, total=80 * gib) == pytest.approx(1 / 3, abs=1e-3), "no more than are wanted"
     assert gpu_of_trial(70 * gib, 16, total=80 * gib) == 1.0 and gpu_of_trial(0, 16, total=80 * gib) == 1.0
+
+
+def test_a_search_goes_by_the_score_of_its_table(tmp_path: Path) -> None:
+    """The mean over random seeds, of the table's stage and split; not whichever row comes last."""
+    rows = [
+        {"stage": stage, "split": split, "seed": seed, "metric": "mIoU", "value": value}
+        for stage, split, seed, value in (
+            ("seed", "train", 0, 10.0), ("seed", "train", 1, 20.0), ("segmentation", "train", 0, 60.0), ("segmentation", "val", 0, 1.0)
+        )
+    ]  # fmt: skip
+    trial = Trial(tiny(tmp_path), {}, "k", "cpu")
+    Ledger(trial.experiment.folder()).write("k", {"status": "finished", "rows": rows})
+
+    def told(stage: str, split: str) -> float:
+        return _work(trial, PaperTable(name="", title="", lines=(), stage=stage, split=split), reporting=False)["score"]
+
+    assert (told("seed", ""), told("segmentation", "train"), told("segmentation", "val")) == (15.0, 60.0, 1.0)
+    assert np.isnan(told("mask", ""))
 
 
 RAY = {"run.executor": "ray", "concurrency": 2}

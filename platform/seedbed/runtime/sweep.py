@@ -15,7 +15,9 @@ from ray import tune
 
 from seedbed.local import reason
 from seedbed.sweeps.space import Choice, Range, Setting, Space
+from seedbed.sweeps.tables import PaperTable
 from seedbed.sweeps.trials import SHARES, Ledger, Trial, run_trial
+from seedbed.sweeps.watch import score_of
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -32,7 +34,9 @@ SPARE = 1.15
 
 
 class Hears(Protocol):
-    """What is told of each trial, in the driver."""
+    """What is told of each trial, in the driver, and by which table's score the trials are compared."""
+
+    table: PaperTable
 
     def started(self, trial: Trial) -> None: ...
 
@@ -70,7 +74,7 @@ def gpu_of_trial(taken: int, at_once: int, total: int | None = None) -> float:
 def _tune_list(trials: Sequence[Trial], gpu: float, at_once: int, executor: Any, watch: Hears, *, stop: bool) -> None:
     jobs = {t.key: t for t in trials}
     _fit(
-        partial(_known, jobs=jobs, reporting=stop),
+        partial(_known, jobs=jobs, table=watch.table, reporting=stop),
         {"trial": tune.grid_search([*jobs])},
         lambda config: jobs[config["trial"]],
         samples=1,
@@ -117,7 +121,7 @@ def search_on_tune(
         return make({name: d.settled(config[name]) if isinstance(d, Range) else config[name] for name, d in space.items()})
 
     _fit(
-        partial(_searched, base=first, space=dict(space), reporting=stop),
+        partial(_searched, base=first, space=dict(space), table=watch.table, reporting=stop),
         {name: _dimension(d) for name, d in space.items()},
         settled,
         samples=trials,
@@ -145,21 +149,21 @@ def _asha() -> Any:
     return ASHAScheduler(time_attr="rungs", metric="score", mode="max", max_t=RUNGS, grace_period=1, reduction_factor=2)
 
 
-def _known(config: Mapping[str, Any], jobs: Mapping[str, Trial], reporting: bool) -> dict[str, Any]:
-    return _work(jobs[config["trial"]], reporting)
+def _known(config: Mapping[str, Any], jobs: Mapping[str, Trial], table: PaperTable, reporting: bool) -> dict[str, Any]:
+    return _work(jobs[config["trial"]], table, reporting)
 
 
-def _searched(config: Mapping[str, Any], base: Trial, space: Space, reporting: bool) -> dict[str, Any]:
+def _searched(config: Mapping[str, Any], base: Trial, space: Space, table: PaperTable, reporting: bool) -> dict[str, Any]:
     from seedbed.plan import Plan
     from seedbed.sweeps.trials import trial_key
 
     setting = {name: d.settled(config[name]) if isinstance(d, Range) else config[name] for name, d in space.items()}
     experiment = base.experiment.replace(**setting)
     trial = Trial(experiment, setting, trial_key(Plan(experiment, experiment.open_data(), base.device)), base.device)
-    return _work(trial, reporting)
+    return _work(trial, table, reporting)
 
 
-def _work(trial: Trial, reporting: bool) -> dict[str, Any]:
+def _work(trial: Trial, table: PaperTable, reporting: bool) -> dict[str, Any]:
     """In the trial's process. A failure stands in its record; for Tune it is an answer like another."""
 
     def report(share: float, score: float) -> None:
@@ -173,8 +177,8 @@ def _work(trial: Trial, reporting: bool) -> dict[str, Any]:
             record = run_trial(trial, report if reporting else None)
         except Exception as error:
             return {"failed": reason(error), "score": float("nan"), "share": 0.0, "rungs": RUNGS}
-    scores = [r["value"] for r in record["rows"] if r["metric"] == "mIoU"]
-    return {"score": scores[-1] if scores else float("nan"), "share": 1.0, "rungs": RUNGS}
+    score = score_of(table, record)
+    return {"score": float("nan") if score is None else score, "share": 1.0, "rungs": RUNGS}
 
 
 def _fit(
