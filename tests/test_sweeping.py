@@ -16,6 +16,7 @@ from seedbed.methods.rib import RibConfig
 from seedbed.pipeline import Experiment, ShapesExperiment
 from seedbed.study import run as run_study
 from seedbed.sweeps import space
+from seedbed.sweeps.conclusion import notes_of
 from seedbed.sweeps.cut import free_settings, share_runs
 from seedbed.sweeps.drive import Driver, absolute, explain, run
 from seedbed.sweeps.rib_tables import RIB_TABLES
@@ -328,6 +329,9 @@ def test_tables_of_hfpl() -> None:
     made = {name: make(base) for name, make in ISL_TABLES.items()}
     assert {t.stage for t in made.values()} == {"segmentation"}
     assert {name: t.split for name, t in made.items()} == {"fig6": "train", "5": "train", "4": "val", "gate": "val"}
+    notes = {name: notes_of(SweepResult(t, [], [], {}, {}))[-2] for name, t in {**made, "5b": RIB_TABLES["5b"](base)}.items()}
+    assert notes["4"].endswith("ImageNet weights, PASCAL VOC 2012 val."), "of a segmentation on val nobody chose a threshold"
+    assert notes["5"].endswith("PASCAL VOC 2012 train.") and notes["5b"].endswith("PASCAL VOC 2012 train, threshold oracle.")
     five = made["5"]
     assert [line.printed["mIoU"] for line in five.lines] == [(61.6, 0.8), (62.6, 0.6), (63.0, 0.4), (63.0, 0.6), (62.9, 0.7)]
     assert all(line.setting is not None and line.setting["isl.weight"] == 1.0 for line in five.lines)

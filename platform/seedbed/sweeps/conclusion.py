@@ -85,10 +85,9 @@ def best_metrics(driver: Driver, result: SweepResult) -> dict[str, float]:
 def table_of(driver: Driver, base: Study, result: SweepResult, differences: Mapping[str, PairedDifference]) -> SweepTable:
     table = result.table
     split = table.split or driver.base.data.score_split
-    by_setting = {json.dumps(t.setting, sort_keys=True): t for t in result.trials}
     rows = []
     for line in table.lines:
-        trial = None if line.setting is None else by_setting[json.dumps(line.setting, sort_keys=True)]
+        trial = result.trial_of(line)
         record = None if trial is None else result.records.get(trial.key)
         mine = base.rows if trial is None else (record or {"rows": []})["rows"]
         method = line.method if trial is None else trial.experiment.labels[-1]
@@ -121,7 +120,7 @@ def table_of(driver: Driver, base: Study, result: SweepResult, differences: Mapp
         over_k=table.over_k,
         search=not driver.table.lines,
         source=table.source,
-        notes=notes_of(driver, result),
+        notes=notes_of(result),
     )
 
 
@@ -140,10 +139,12 @@ def state_of(trial: Trial, record: Record | None, result: SweepResult) -> str:
     return ("cut, " if record.get("cut_from") else "") + ("run now" if trial.key in result.computed else "found")
 
 
-def notes_of(driver: Driver, result: SweepResult) -> list[str]:
+def notes_of(result: SweepResult) -> list[str]:
     notes = [f"{result.table.note}."] if result.table.note else []
     if any(line.printed for line in result.table.lines):
-        notes.append(f"paper: as printed ({result.table.source}), ImageNet weights, PASCAL VOC 2012 train, threshold oracle.")
+        threshold = ", threshold oracle" if result.table.stage == "seed" else ""
+        where = f"PASCAL VOC 2012 {result.table.split or 'train'}"
+        notes.append(f"paper: as printed ({result.table.source}), ImageNet weights, {where}{threshold}.")
     if reference_lines(result):
         notes.append("* reference: differences are of the same pictures, the interval is a bootstrap over them (1,000 resamples).")
     if any(r.get("cut_from") for r in result.records.values()):
@@ -164,15 +165,15 @@ def paired(driver: Driver, base: Study, result: SweepResult) -> list[tuple[Line,
     """Every row against the reference: the same pictures, drawn again and again; the mean over the random seeds."""
     scoring, classes = driver.base.scoring, len(base.store.info.classes)
     out = driver.sweep.folder()
-    by_setting = {json.dumps(t.setting, sort_keys=True): t for t in result.trials}
 
     def counts(line: Line) -> list[dict[str, Counts]]:
-        if line.setting is None:
+        trial = result.trial_of(line)
+        if trial is None:
             if driver.table.stage != "seed" or line.method not in base.methods:
                 return []
             folders = [base.seeds_stage(line.method, seed).folder for seed in base.seeds]
         else:
-            record = result.records.get(by_setting[json.dumps(line.setting, sort_keys=True)].key) or {}
+            record = result.records.get(trial.key) or {}
             folders = [out / "stages" / name / key for name, key in (record.get("scored") or {}).values()]
         return [counts_by_picture(folder, classes, scoring.tolerance) for folder in folders if folder.exists()]
 

@@ -80,6 +80,10 @@ class SweepResult:
     computed: list[str] = field(default_factory=list)
     """Keys of the trials that this call ran."""
 
+    def trial_of(self, line: Line) -> Any:
+        """The trial of a row; None for a row of the base itself."""
+        return None if line.setting is None else next(t for t in self.trials if dict(t.setting) == dict(line.setting))
+
 
 TableOf = Callable[[Experiment], PaperTable]
 
