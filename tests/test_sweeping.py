@@ -160,6 +160,13 @@ def test_smaller_margins_are_cut_bit_by_bit(reference: Path, tmp_path: Path) -> 
     assert "margin" in ends
 
 
+def test_maps_of_a_classifier_with_add_ons_are_cut_too(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    sweep(out, space=("rib.margin=2,4",), addons=("isl",), **{"data.limit": 6})
+    maps = [m for m in find_stages(out, "maps") if m["method"] == "rib+isl"]
+    assert [bool(m["summary"].get("cut_from")) for m in maps] == [False, True]
+
+
 def _ends(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     from seedbed.artefacts import Fragments
 

@@ -148,7 +148,7 @@ class Study(Plan):
             device=self.executor.device,
             threads=e.run.threads,
         )
-        if self.maps_work is not None and method == e.method:
+        if self.maps_work is not None and method == self.method:
             work = self.maps_work(seed, work)
         self.per_image("maps", stage, method, seed, work, self.keys.map_ids)
 
