@@ -404,6 +404,6 @@ def absent_labels(labels: np.ndarray) -> np.ndarray:
     return wrong
 
 
-def steps_until_margin(maps: Maps, margin: float) -> int:
-    """Steps that a run with this m would have entered, from the log of a run with a larger one (margin-use `stop`)."""
-    return next((k + 1 for k, total in enumerate(maps.log["target_loss"]) if abs(total) > margin), maps.steps)
+def margin_step(maps: Maps, margin: float) -> int | None:
+    """The step at which a run with this m would have ended, from the log of a run with a larger one (margin-use `stop`); None: later."""
+    return next((k + 1 for k, total in enumerate(maps.log["target_loss"][: maps.steps]) if abs(total) > margin), None)

@@ -17,7 +17,7 @@ from seedbed.artefacts.records import maps_from, maps_record
 from seedbed.config import digest
 from seedbed.local import ImageWork
 from seedbed.methods.maps import snapshot_maps
-from seedbed.methods.rib import RibConfig
+from seedbed.methods.rib import RibConfig, margin_step
 from seedbed.pipeline import Experiment
 from seedbed.plan import Plan
 from seedbed.types import Maps
@@ -46,9 +46,8 @@ def cut_maps(maps: Maps, settings: RibConfig) -> Maps:
     steps, ended, sums, log = maps.steps, maps.ended, maps.sums, maps.log
     if "steps" in free and (steps > s.steps or (steps == s.steps and ended == "companions")):
         steps, ended = s.steps, "steps"
-    if "margin" in free:
-        passed = (k + 1 for k, total in enumerate(log["target_loss"][:steps]) if abs(total) > s.margin)
-        steps, ended = next(((k, "margin") for k in passed), (steps, ended))
+    if "margin" in free and (passed := margin_step(replace(maps, steps=steps), s.margin)) is not None:
+        steps, ended = passed, "margin"
     last = s.aggregate == "normalised"  # the weights after the last step have a map too
     if (steps, ended) != (maps.steps, maps.ended):
         sums = snapshot_maps(maps, steps - 1 + last).sums
