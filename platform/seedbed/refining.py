@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from seedbed.label_work import ConfidenceWork, CrfWork, MaskWork, ScoreWork
 from seedbed.pipeline import absolute_weights
+from seedbed.scores import mean_metrics
 from seedbed.seeds import Threshold
-from seedbed.stage_rows import crf_rows, mask_rows, score_metrics
+from seedbed.stage_rows import crf_rows, mask_rows
 from seedbed.trainings import Training, train_all
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def crf_seeds(study: Study, method: str, seed: int, threshold: Threshold) -> Non
     with study.per_image("crf", stage, method, seed, work, ids, keep_open=True) as child:
         rows = crf_rows(study, stage, method, seed, threshold)
         study.rows += rows
-        study.tracker.log(score_metrics(rows), child=child)
+        study.tracker.log(mean_metrics(rows), child=child)
 
 
 def refine(study: Study, method: str) -> None:
@@ -108,4 +109,4 @@ def score_masks(study: Study, method: str, seed: int) -> None:
     with study.per_image("scored", stage, method, seed, work, ids, keep_open=True) as child:
         rows = mask_rows(study, stage, method, seed)
         study.rows += rows
-        study.tracker.log(score_metrics(rows), child=child)
+        study.tracker.log(mean_metrics(rows), child=child)

@@ -16,7 +16,7 @@ from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
 from seedbed.metrics.paired import counts_by_picture, paired_over_seeds
 from seedbed.pipeline import plain
 from seedbed.report import Panel, StudyResult, write_report, write_tables
-from seedbed.scores import repetition_rows
+from seedbed.scores import mean_metrics, repetition_rows
 from seedbed.seeds import SweepCounts
 from seedbed.stage_rows import validation_rows
 from seedbed.types import Sample, UserError
@@ -33,13 +33,8 @@ def parent_metrics(study: Study) -> dict[str, float]:
     """Scores of the study's last method, the mean over its seeds: what two parents are compared by."""
     last = study.methods[-1]
     mine = [r for r in study.rows if r["method"] == last and isinstance(r["seed"], int)]
-    names = {f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}" for r in mine}
-    by_name: dict[str, list[float]] = {name: [] for name in names}
-    for r in mine:
-        by_name[f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}"].append(r["value"])
-    out = {name: float(np.mean(values)) for name, values in by_name.items()}
     precision = [r["value"] for r in validation_rows(study)]
-    return out | ({"val/mAP": float(np.mean(precision))} if precision else {})
+    return mean_metrics(mine) | ({"val/mAP": float(np.mean(precision))} if precision else {})
 
 
 def conclude(study: Study, began: float) -> StudyResult:

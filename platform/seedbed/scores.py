@@ -17,6 +17,7 @@ from seedbed.types import UserError
 Row = dict[str, Any]
 """One value of scores.json: stage, method, split, seed, metric, value (percent), protocol; of a sweep also setting."""
 
+
 ORDER = ("mIoU", "F", "J_and_F", "precision", "recall", "F1", "mAP")
 """Metrics in the order of tables; those of single classes follow."""
 
@@ -137,3 +138,16 @@ def _common(records: Sequence[Any]) -> Any:
         names = dict.fromkeys(name for record in records for name in record)
         return {name: _common([record.get(name) for record in records]) for name in names}
     return list(records)
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
+    """A row's name as a metric of MLflow: seed/train/mIoU, seed/train/IoU/<class>."""
+    return f"{row['stage']}/{row['split']}/{row['metric'].replace(':', '/')}"
+
+
+def mean_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Rows as metrics of MLflow, the mean over random seeds."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(metric_name(row), []).append(row["value"])
+    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from seedbed.artefacts import Stage
 from seedbed.label_work import Counted
 from seedbed.pipeline import absolute_weights
-from seedbed.stage_rows import score_metrics, segmentation_rows
+from seedbed.scores import mean_metrics
+from seedbed.stage_rows import segmentation_rows
 from seedbed.trainings import Training, train_all
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def predict(study: Study, method: str, seed: int, split: str, ids: list[str]) ->
         rows = segmentation_rows(study, stage, method, seed, split)
         warn_of_weights(study, rows)
         study.rows += rows
-        study.tracker.log(score_metrics(rows), child=child)
+        study.tracker.log(mean_metrics(rows), child=child)
         if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
             label = study.label(last.name, method, seed)
             study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")

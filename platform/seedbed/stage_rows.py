@@ -124,11 +124,6 @@ def label_source(study: Study) -> str:
     return "+".join(study.store.label_sources(study.keys.score_ids))
 
 
-def score_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Rows as MLflow metrics: seed/train/mIoU, seed/train/IoU/<class>."""
-    return {f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}": r["value"] for r in rows}
-
-
 def initial_weights(study: Study) -> str:
     """imagenet, none, or a file by name and content."""
     weights = study.experiment.classifier.weights

@@ -22,8 +22,9 @@ from seedbed.local import Executor, ImageWork, Tracker
 from seedbed.pipeline import Experiment, classifier_task, method_settings, plain
 from seedbed.plan import Plan
 from seedbed.report import StageSummary, StudyResult
+from seedbed.scores import mean_metrics
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
-from seedbed.stage_rows import score_metrics, seed_rows
+from seedbed.stage_rows import seed_rows
 from seedbed.trainings import Training, train_all
 from seedbed.types import UserError
 from seedbed.work import LocaliseWork, SeedWork, ThresholdWork
@@ -192,7 +193,7 @@ class Study(Plan):
         with self.per_image("seeds", stage, method, seed, work, ids, keep_open=True) as child:
             rows = seed_rows(self, stage, method, seed, threshold)
             self.rows += rows
-            self.tracker.log(score_metrics(rows), child=child)
+            self.tracker.log(mean_metrics(rows), child=child)
 
     # --- what every stage needs ----------------------------------------------------------------------
 

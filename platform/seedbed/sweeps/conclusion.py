@@ -16,11 +16,11 @@ from seedbed.artefacts import write_atomically
 from seedbed.local import Tracker
 from seedbed.metrics.paired import Counts, PairedDifference, counts_by_picture, paired_over_seeds
 from seedbed.report import SweepRow, SweepTable, write_report, write_tables
-from seedbed.scores import repetition_rows
+from seedbed.scores import mean_metrics, repetition_rows
 from seedbed.stage_rows import validation_rows
 from seedbed.stages import Study
 from seedbed.sweeps.tables import Line, SweepResult
-from seedbed.sweeps.trials import Record, Trial, trial_metrics
+from seedbed.sweeps.trials import Record, Trial
 
 if TYPE_CHECKING:
     from seedbed.sweeps.drive import Driver
@@ -76,7 +76,7 @@ def rows_of(trial: Trial, record: Record | None, over_k: bool) -> Rows:
 def best_metrics(driver: Driver, result: SweepResult) -> dict[str, float]:
     """The best trial's scores: what two sweeps are compared by."""
     scored = [r for r in result.records.values() if isinstance(r.get("score"), int | float) and r["status"] == "finished"]
-    return trial_metrics(max(scored, key=lambda r: r["score"])) if scored else {}
+    return mean_metrics(max(scored, key=lambda r: r["score"])["rows"]) if scored else {}
 
 
 # --- the table ------------------------------------------------------------------------------------------

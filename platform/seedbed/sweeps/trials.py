@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,11 +223,3 @@ def running_counts(study: Study, maps: Any, ids: Sequence[str], before: Any) -> 
         if ident in have and study.store.has_mask([ident])[0]:
             counts.merge(SweepCounts.from_record(unpack(count(ident)["counts"]), grid, classes))
     return counts
-
-
-def trial_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Of a trial's rows as MLflow metrics: the mean over its random seeds."""
-    found: dict[str, list[float]] = {}
-    for r in record["rows"]:
-        found.setdefault(f"{r['stage']}/{r['split']}/{r['metric'].replace(':', '/')}", []).append(r["value"])
-    return {name: float(np.mean(values)) for name, values in found.items()}

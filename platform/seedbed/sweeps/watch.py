@@ -9,8 +9,9 @@ from typing import Any
 
 from seedbed.local import Tracker
 from seedbed.progress import Line
+from seedbed.scores import mean_metrics
 from seedbed.sweeps.tables import PaperTable
-from seedbed.sweeps.trials import Ledger, Record, Trial, trial_metrics
+from seedbed.sweeps.trials import Ledger, Record, Trial
 from seedbed.types import UserError
 
 
@@ -93,7 +94,7 @@ class Watch:
 
     def _log(self, trial: Trial, record: Record, child: str) -> None:
         plain = {name: record[name] for name in ("score", "share", "seconds") if isinstance(record.get(name), int | float)}
-        self.record.log({**trial_metrics(record), **plain}, child=child)
+        self.record.log({**mean_metrics(record["rows"]), **plain}, child=child)
         self.record.end_stage(child, "FINISHED" if record["status"] == "finished" else "KILLED")
         self.ledger.mark_logged(trial.key)
 
