@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.models.resnet38 import ResNet38Body, plain_name, read_resnet38
-from seedbed.models.weights import FLAG, LoadReport, shape_text, some
+from seedbed.models.weights import FLAG, LoadReport, file_source, shape_text, some
 from seedbed.types import UserError
 
 
@@ -55,15 +54,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, field: str)
         raise UserError(f"{path.name} holds numbers that are not finite, in {some(bad)}", file=path, field=field, remedy=remedy)
     model.load_state_dict({own[n][0]: v for n, v in fits.items()}, strict=False)
     fresh = tuple(own[n][0] for n in counted if n not in fits)
-    return LoadReport(_named(path), tuple(sorted(own[n][0] for n in fits)), fresh, tuple(n for n in state if n not in fits))
+    return LoadReport(file_source(path), tuple(sorted(own[n][0] for n in fits)), fresh, tuple(n for n in state if n not in fits))
 
 
 def _backbone_names() -> Iterator[str]:
     with torch.device("meta"):
         names = list(ResNet38Body().state_dict())
     return (name for name in names if not name.endswith("num_batches_tracked"))
-
-
-def _named(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"{path.name} (SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"

@@ -18,8 +18,8 @@ from seedbed.models import build_network
 from seedbed.models.irn import stage_features, stage_shapes
 from seedbed.models.resnet import ResNet
 from seedbed.models.resnet38 import STEM, ResNet38Body, plain_name
-from seedbed.models.resnet38_weights import _named, load_resnet38
-from seedbed.models.weights import FLAG, LoadReport, load_weights, read_checkpoint
+from seedbed.models.resnet38_weights import load_resnet38
+from seedbed.models.weights import FLAG, LoadReport, file_source, load_weights, read_checkpoint
 from seedbed.types import UserError
 
 TINY = 1e-5
@@ -219,4 +219,4 @@ class SeamNet(nn.Module):
         fits = {n: v for n, v in state.items() if n in own and v.shape == own[n][1].shape}
         self.load_state_dict({own[n][0]: v for n, v in fits.items()}, strict=False)
         fresh = tuple(own[n][0] for n in counted if n not in fits)
-        return LoadReport(_named(path), tuple(own[n][0] for n in fits), fresh, tuple(n for n in state if n not in fits))
+        return LoadReport(file_source(path), tuple(own[n][0] for n in fits), fresh, tuple(n for n in state if n not in fits))

@@ -56,9 +56,13 @@ def load_weights(model: nn.Module, source: str | Path, field: str = FLAG) -> Loa
         return _fill(model, state, text, None, field)
     path = Path(source)
     state = read_checkpoint(path, field)
+    return _fill(model, state, file_source(path), path, field)
+
+
+def file_source(path: Path) -> str:
+    """How reports and the protocol record name a file of weights: its name, and 16 digits of its checksum."""
     with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return _fill(model, state, f"{path.name} (SHA-256 {checksum[:16]})", path, field)
+        return f"{path.name} (SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
 
 
 def read_checkpoint(path: Path, field: str = FLAG) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from seedbed.data.transforms import STD
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.segmenter import Segmenter
-from seedbed.models.weights import LoadReport, imagenet_weights, read_checkpoint, some
+from seedbed.models.weights import LoadReport, file_source, imagenet_weights, read_checkpoint, some
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
@@ -83,9 +82,7 @@ def initialise(model: Segmenter, config: SegmenterConfig) -> InitialWeights:
     else:
         file = Path(config.weights)
         state = _fitting(_read(file), model, file)
-        with file.open("rb") as content:
-            checksum = hashlib.file_digest(content, "sha256").hexdigest()
-        source = f"{file.name} (SHA-256 {checksum[:16]})"
+        source = file_source(file)
         trained_on = config.weights_from if config.weights_from != "auto" else _guess(file, state)
     report = fill(model, state, source, file)
     return InitialWeights(report, trained_on)
