@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.models.resnet38 import ResNet38Body, plain_name, read_resnet38
-from seedbed.models.weights import FLAG, LoadReport, file_source, shape_text, some
+from seedbed.models.weights import FLAG, LoadReport, file_source, require_finite, shape_text, some
 from seedbed.types import UserError
 
 
@@ -48,10 +48,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, field: str)
             raise refuse(f"{name} is {shape_text(state[name])}, not {shape_text(own[name][1])}")
     # A classifier of other classes is a fresh one, as in the official codes: their files come from every stage.
     fits = {n: v for n, v in state.items() if n in own and v.shape == own[n][1].shape}
-    bad = [n for n, v in fits.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if bad:
-        remedy = "give a checkpoint from before its training diverged"
-        raise UserError(f"{path.name} holds numbers that are not finite, in {some(bad)}", file=path, field=field, remedy=remedy)
+    require_finite(fits, path.name, path, field)
     model.load_state_dict({own[n][0]: v for n, v in fits.items()}, strict=False)
     fresh = tuple(own[n][0] for n in counted if n not in fits)
     return LoadReport(file_source(path), tuple(sorted(own[n][0] for n in fits)), fresh, tuple(n for n in state if n not in fits))

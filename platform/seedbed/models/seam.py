@@ -7,6 +7,7 @@ take the two stages before the last one, brought to the size of the class scores
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from seedbed.models.irn import stage_features, stage_shapes
 from seedbed.models.resnet import ResNet
 from seedbed.models.resnet38 import STEM, ResNet38Body, plain_name
 from seedbed.models.resnet38_weights import load_resnet38
-from seedbed.models.weights import FLAG, LoadReport, file_source, load_weights, read_checkpoint
+from seedbed.models.weights import FLAG, LoadReport, file_source, load_weights, read_checkpoint, require_finite
 from seedbed.types import UserError
 
 TINY = 1e-5
@@ -212,10 +213,7 @@ class SeamNet(nn.Module):
             message = f"{path.name} holds the weights of another network: {wrong[0]} is missing or of another shape"
             remedy = "choose the backbone that the file belongs to with --classifier.backbone, or give another file"
             raise UserError(message, file=path, field=field, remedy=remedy)
-        bad = [n for n, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-        if bad:
-            message = f"{path.name} holds numbers that are not finite, in {bad[0]}"
-            raise UserError(message, file=path, field=field, remedy="give a checkpoint from before its training diverged")
+        require_finite(state, path.name, path, field, shown=itemgetter(0))
         fits = {n: v for n, v in state.items() if n in own and v.shape == own[n][1].shape}
         self.load_state_dict({own[n][0]: v for n, v in fits.items()}, strict=False)
         fresh = tuple(own[n][0] for n in counted if n not in fits)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path
     deeper = [n for n in unexpected if re.match(r"(layer\d|conv\d|bn\d)\b", network_name(n))]
     if lacking or deeper:
         raise refuse(f"holds the weights of another network: {'lacks' if lacking else 'also has'} {some(lacking or deeper)}", backbone)
-    bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if bad:
-        raise refuse(f"holds numbers that are not finite, in {some(bad)}", "give a checkpoint from before its training diverged")
+    require_finite(found, where, file or source, field)
     model.load_state_dict(found, strict=False)
     return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
 
@@ -208,3 +206,11 @@ def some(names: Any, most: int = 4) -> str:
     """The first names of a list, and how many there are beside them."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str, file: object, field: str, shown: Callable[[list[str]], str] = some) -> None:
+    """A tensor with NaN or infinity is a UserError about `where`; `shown` writes the names of those tensors."""
+    bad = [n for n, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        message = f"{where} holds numbers that are not finite, in {shown(bad)}"
+        raise UserError(message, file=file, field=field, remedy="give a checkpoint from before its training diverged")

@@ -14,7 +14,7 @@ from torch import Tensor
 from seedbed.data.transforms import STD
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.segmenter import Segmenter
-from seedbed.models.weights import LoadReport, file_source, imagenet_weights, read_checkpoint, some
+from seedbed.models.weights import LoadReport, file_source, imagenet_weights, read_checkpoint, require_finite, some
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
@@ -121,9 +121,7 @@ def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path 
     if lacking or foreign:
         what = f"lacks {some(lacking)}" if lacking else f"also has {some(foreign)}"
         raise refuse(f"holds the weights of another network: {what}", model_remedy)
-    bad = [n for n, v in found.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if bad:
-        raise refuse(f"holds numbers that are not finite, in {some(bad)}", "give a checkpoint from before its training diverged")
+    require_finite(found, file.name if file else source, file or source, FLAG)
     model.load_state_dict(found, strict=False)
     return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
 
