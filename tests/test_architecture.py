@@ -19,7 +19,7 @@ PACKAGE = ROOT / "platform" / "seedbed"
 
 # A module may import from its own row and from those above it. A new top-level module is given its row here.
 LAYERS = (
-    ("types", "config"),
+    ("types", "config", "registry"),
     ("artefacts", "optim", "data", "models", "metrics", "papers", "provenance"),
     ("loop", "classifier", "methods", "addons"),
     ("seeds", "scores"),

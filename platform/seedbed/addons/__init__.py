@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+from seedbed.registry import loaded
 from seedbed.types import UserError
 
 ADDONS: dict[str, str] = {
@@ -18,5 +18,4 @@ def addon_class(name: str) -> Any:
     """The class of an add-on; a name that is not known raises UserError with the known ones."""
     if name not in ADDONS:
         raise UserError(f"there is no add-on {name!r}", field="--addons", remedy=f"choose from {', '.join(ADDONS)}")
-    module, _, attribute = ADDONS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return loaded(ADDONS[name])

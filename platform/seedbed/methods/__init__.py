@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import nn
 
 from seedbed.models import build_network
+from seedbed.registry import loaded
 from seedbed.types import UserError
 
 METHODS: dict[str, str] = {
@@ -22,8 +22,7 @@ def method_class(name: str) -> Any:
     """The class of a method; a name that is not known raises UserError with the known ones."""
     if name not in METHODS:
         raise UserError(f"there is no method {name!r}", field="--method", remedy=f"choose one of {', '.join(sorted(METHODS))}")
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return loaded(METHODS[name])
 
 
 def build_for(method: str, backbone: str, num_classes: int) -> nn.Module:

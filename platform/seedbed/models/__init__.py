@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import nn
 
+from seedbed.registry import loaded
 from seedbed.types import UserError
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,5 +27,4 @@ def build_network(name: str, num_classes: int) -> nn.Module:
             f"there is no network {name!r}", field="--classifier.backbone", remedy=f"choose one of {', '.join(sorted(NETWORKS))}"
         )
     place, arguments = NETWORKS[name]
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)(num_classes=num_classes, **arguments)
+    return loaded(place)(num_classes=num_classes, **arguments)
