@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedbed.addons.base import with_background
 from seedbed.addons.isl import binomial_posterior, multinomial_posterior
 from seedbed.addons.pairs import pair_loss
 from seedbed.config import Settings, bounded, setting
 from seedbed.data.transforms import MEAN, STD
-from seedbed.methods.maps import max_normalised as range_normalised
+from seedbed.methods.maps import max_normalised as seam_max_normalised
 from seedbed.types import Batch, StepOutput, UserError
 
 SMALLEST_SIGMA = 0.1
@@ -66,7 +67,7 @@ def max_normalised(scores_nchw: Tensor, way: Literal["code", "paper"] = "code") 
     reaches both.
     """
     if way == "code":
-        return range_normalised(scores_nchw)
+        return seam_max_normalised(scores_nchw)
     rectified = scores_nchw.relu()
     return rectified / rectified.amax((2, 3), keepdim=True).detach().clamp(min=torch.finfo(rectified.dtype).tiny)
 
@@ -126,15 +127,7 @@ class Fsl(nn.Module):
         s = self.settings
         assert out.logits_nchw is not None
         classes = out.logits_nchw.shape[1]
-        scores = out.logits_nchw.float()
-        if s.gate == "a":
-            if out.background_n1hw is None:
-                raise UserError(
-                    "gate a needs a network with a background channel",
-                    field="--fsl.gate",
-                    remedy="say --fsl.gate r, or choose a method that has one (seam)",
-                )
-            scores = torch.cat([scores, out.background_n1hw.float()], 1)
+        scores = with_background(out, "gate a", "--fsl.gate", without="r") if s.gate == "a" else out.logits_nchw.float()
         if s.upsample > 1:
             scores = F.interpolate(scores, scale_factor=s.upsample, mode="bilinear", align_corners=False)
         if s.gate == "r":

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seedbed.addons.base import with_background
 from seedbed.config import Settings, bounded, setting
 from seedbed.data.transforms import generator
 from seedbed.types import Batch, StepOutput, UserError
@@ -145,18 +146,12 @@ class Isl:
         """(n, c, samples) of the posterior at the drawn positions."""
         s = self.settings
         assert out.logits_nchw is not None
-        scores = out.logits_nchw.float()
-        n, c = scores.shape[:2]
+        n, c = out.logits_nchw.shape[:2]
         if s.posterior == "multinomial":
-            if out.background_n1hw is None:
-                raise UserError(
-                    "the multinomial posterior needs a network with a background channel",
-                    field="--isl.posterior",
-                    remedy="say --isl.posterior binomial, or choose a method that has one (seam)",
-                )
-            scores = torch.cat([scores, out.background_n1hw.float()], 1)
+            scores = with_background(out, "the multinomial posterior", "--isl.posterior", without="binomial")
             posterior = multinomial_posterior(scores.detach())[:, :c]
         else:
+            scores = out.logits_nchw.float()
             posterior = binomial_posterior(scores.detach())
         distribution = sampling_distribution(posterior + s.epsilon)
         ids = batch.ids or [str(row) for row in range(n)]
