@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seedbed.metrics.contour import Contour
-from seedbed.metrics.paired import Counts, paired_difference, paired_over_seeds
+from seedbed.metrics.paired import Counts, paired_over_seeds
 from seedbed.metrics.region import Confusion
 
 
@@ -30,7 +30,7 @@ def set_scores(counts: dict[str, Counts]) -> dict[str, float]:
 @pytest.mark.parametrize("metric", ["mIoU", "F", "J_and_F"])
 def test_the_difference_is_that_of_the_set_scores(metric: str) -> None:
     worse, better = pictures(5), pictures(2)
-    found = paired_difference(worse, better, absent="truth", metric=metric, resamples=200)
+    found = paired_over_seeds([(worse, better)], absent="truth", metric=metric, resamples=200)
     assert found.difference == pytest.approx(set_scores(better)[metric] - set_scores(worse)[metric])
     assert 0 < found.low < found.difference < found.high
     assert found.ids == tuple(sorted(worse)) and (found.better, found.worse) == (8, 0) and found.per_picture[0] == 0.0
@@ -40,36 +40,36 @@ def test_the_difference_is_that_of_the_set_scores(metric: str) -> None:
 
 def test_turned_around_it_changes_its_sign() -> None:
     a, b = pictures(5), pictures(2)
-    there, back = (paired_difference(x, y, absent="truth", resamples=150, seed=3) for x, y in ((a, b), (b, a)))
+    there, back = (paired_over_seeds([(x, y)], absent="truth", resamples=150, seed=3) for x, y in ((a, b), (b, a)))
     assert (back.difference, back.low, back.high) == pytest.approx((-there.difference, -there.high, -there.low))
-    again = paired_difference(a, b, absent="truth", resamples=150, seed=3)
+    again = paired_over_seeds([(a, b)], absent="truth", resamples=150, seed=3)
     assert (again.low, again.high) == (there.low, there.high)
 
 
 def test_equal_methods_differ_by_nothing() -> None:
-    found = paired_difference(pictures(3), pictures(3), absent="skip", resamples=50)
+    found = paired_over_seeds([(pictures(3), pictures(3))], absent="skip", resamples=50)
     assert (found.difference, found.low, found.high, found.better, found.worse) == (0, 0, 0, 0, 0)
 
 
 def test_a_wider_interval_holds_the_narrower() -> None:
     a, b = pictures(5), pictures(2)
-    wide, narrow = (paired_difference(a, b, absent="truth", resamples=300, level=level) for level in (0.99, 0.5))
+    wide, narrow = (paired_over_seeds([(a, b)], absent="truth", resamples=300, level=level) for level in (0.99, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_pictures_of_one_method_alone_are_left_out() -> None:
     a, b = pictures(5), pictures(2)
     del b["p03"]
-    found = paired_difference(a, b, absent="truth", resamples=20)
+    found = paired_over_seeds([(a, b)], absent="truth", resamples=20)
     assert "p03" not in found.ids and len(found.ids) == 11
     with pytest.raises(ValueError, match="in common"):
-        paired_difference(a, {}, absent="truth")
+        paired_over_seeds([(a, {})], absent="truth")
 
 
 def test_a_picture_without_a_labeled_pixel_is_no_difference() -> None:
     a, b = pictures(5, 4), pictures(2, 4)
     a["void"] = b["void"] = (Confusion(2), Contour(2, 1))
-    found = paired_difference(a, b, absent="truth", resamples=20)
+    found = paired_over_seeds([(a, b)], absent="truth", resamples=20)
     assert np.isnan(found.per_picture[-1]) and np.isfinite(found.difference)
 
 

@@ -50,23 +50,6 @@ class PairedDifference:
         }  # fmt: skip
 
 
-def paired_difference(
-    first: Mapping[str, Counts],
-    second: Mapping[str, Counts],
-    *,
-    absent: Absent,
-    metric: Literal["mIoU", "F", "J_and_F"] = "mIoU",
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> PairedDifference:
-    """From the counts of each picture by id; pictures that only one method has (the other set them aside) are left out.
-
-    A set score is no mean over pictures, so each resample adds up the counts of its pictures, the same for both methods, and scores them.
-    """
-    return paired_over_seeds([(first, second)], absent=absent, metric=metric, resamples=resamples, level=level, seed=seed)
-
-
 def paired_over_seeds(
     runs: Sequence[tuple[Mapping[str, Counts], Mapping[str, Counts]]],
     *,
@@ -76,8 +59,10 @@ def paired_over_seeds(
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedDifference:
-    """The mean over random seeds of the paired difference, each run being (first, second); a resample's pictures are the same in all.
+    """The mean over random seeds of the difference of two methods, each run being (first, second): counts by id of the picture.
 
+    Pictures that not all have (one set them aside) are left out. A set score is no mean over pictures, so each resample adds up the counts
+    of its pictures, the same in all runs and for both methods, and scores them.
     The interval says how much the pictures matter, not the seeds: those stand beside as a standard deviation.
     """
     ids = sorted(set.intersection(*(set(by_id) for run in runs for by_id in run)) if runs else ())
