@@ -30,6 +30,7 @@ from shapes_rib import STUDY  # noqa: E402
 from seedbed import loop  # noqa: E402
 from seedbed.data import open_store, shapes  # noqa: E402
 from seedbed.data.companions import CompanionSource  # noqa: E402
+from seedbed.data.shapes_drawing import BODY, HEAD, background_only, body_only, draw, head_only  # noqa: E402
 from seedbed.data.transforms import normalise, views  # noqa: E402
 from seedbed.methods.cam import Cam  # noqa: E402
 from seedbed.methods.maps import high_res, snapshot_maps  # noqa: E402
@@ -143,10 +144,10 @@ class Trial:
         for row, content in zip(headed, scenes, strict=True):
             row[[t.label for t in content.objects if t.head is not None]] = 1
         spurious = config.spurious_class
-        out = {"mAP": self._map([shapes.draw(s)[0] for s in scenes], labels).mean()}
-        out["heads alone"] = self._map([shapes.head_only(s) for s in scenes], headed).mean()
-        out["bodies alone"] = self._map([shapes.body_only(s) for s in scenes], labels).mean()
-        behind = self._map([shapes.background_only(s) for s in scenes], labels)
+        out = {"mAP": self._map([draw(s)[0] for s in scenes], labels).mean()}
+        out["heads alone"] = self._map([head_only(s) for s in scenes], headed).mean()
+        out["bodies alone"] = self._map([body_only(s) for s in scenes], labels).mean()
+        behind = self._map([background_only(s) for s in scenes], labels)
         out["background alone"], out["spurious class"] = np.delete(behind, spurious).mean(), behind[spurious]
         return {k: float(v) for k, v in out.items()} | self._raw(count) | {"training": self.training}
 
@@ -167,7 +168,7 @@ class Trial:
             tally.add(maps, truth, parts)
             big = [torch.nn.functional.interpolate(torch.from_numpy(m)[None], truth.shape, mode="bilinear")[0] for m in maps.sums]
             for c, raw in zip(maps.classes, torch.stack(big).sum(0).numpy(), strict=True):
-                head, body = (truth == c + 1) & (parts == shapes.HEAD), (truth == c + 1) & (parts == shapes.BODY)
+                head, body = (truth == c + 1) & (parts == HEAD), (truth == c + 1) & (parts == BODY)
                 if head.any():
                     values.append((raw[head].mean(), raw[body].mean(), raw[truth == 0].mean()))
         head, body, ground = np.mean(values, 0).tolist()
@@ -256,8 +257,8 @@ def picture_of_the_set(path: Path) -> None:
     colors = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128)], np.uint8)
     columns = []
     for content in (shapes.scene(i, config) for i in shapes.ids("val", config)[:10]):
-        pixels, _, parts = shapes.draw(content)
-        column = (pixels, colors[parts], shapes.head_only(content), shapes.body_only(content), shapes.background_only(content))
+        pixels, _, parts = draw(content)
+        column = (pixels, colors[parts], head_only(content), body_only(content), background_only(content))
         columns.append(np.concatenate([np.pad(p, ((0, 4), (0, 4), (0, 0)), constant_values=255) for p in column]))
     Image.fromarray(np.concatenate(columns, axis=1)).save(path, optimize=True)
 

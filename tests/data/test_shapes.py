@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedbed.data import open_store, shapes
-from seedbed.data.shapes import BODY, CLASSES, HEAD, ShapesConfig
+from seedbed.data.shapes import CLASSES, ShapesConfig
+from seedbed.data.shapes_drawing import BODY, HEAD, background_only, body_only, draw
 from seedbed.types import UserError
 
 QUIET = ShapesConfig(noise=0.0)
@@ -21,17 +22,17 @@ PINNED = (1, 112.8, 113.9, 118.4, 1526, 263)
 def test_pictures_depend_on_seed_and_id_alone() -> None:
     few, many = ShapesConfig(train=2, val=0), ShapesConfig(train=1000, val=50)
     for image_id in shapes.ids("train", few):
-        first, second = (shapes.draw(shapes.scene(image_id, config)) for config in (few, many))
+        first, second = (draw(shapes.scene(image_id, config)) for config in (few, many))
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    other_seed = shapes.draw(shapes.scene("train_000000", few.replace(seed=1)))[0]
-    other_split = shapes.draw(shapes.scene("val_000000", few))[0]
-    here = shapes.draw(shapes.scene("train_000000", few))[0]
+    other_seed = draw(shapes.scene("train_000000", few.replace(seed=1)))[0]
+    other_split = draw(shapes.scene("val_000000", few))[0]
+    here = draw(shapes.scene("train_000000", few))[0]
     assert (here != other_seed).any() and (here != other_split).any()
 
 
 def test_nothing_changed_without_a_new_version() -> None:
     """A picture of the frozen generator, by a few coarse numbers; bits may differ with the version of numpy."""
-    pixels, mask, parts = shapes.draw(shapes.scene("train_000000", ShapesConfig()))
+    pixels, mask, parts = draw(shapes.scene("train_000000", ShapesConfig()))
     found = (shapes.VERSION, *(pixels.mean((0, 1)).round(1).tolist()), int((mask > 0).sum()), int((parts == HEAD).sum()))
     assert found == pytest.approx(PINNED, abs=0.11)
 
@@ -41,15 +42,15 @@ def test_nothing_changed_without_a_new_version() -> None:
 def test_masks_are_exact(number: int, size: int) -> None:
     """Without noise a part that is shown changes the picture inside its mask (and on its soft edge) and nowhere else."""
     content = shapes.scene(f"train_{number:06d}", QUIET.replace(size=size))
-    pixels, mask, parts = shapes.draw(content)
+    pixels, mask, parts = draw(content)
     assert pixels.shape == (size, size, 3) and mask.shape == parts.shape == (size, size)
     assert np.array_equal(mask > 0, parts > 0) and set(np.unique(parts)) <= {0, HEAD, BODY}
     assert {int(v) - 1 for v in np.unique(mask) if v} <= {t.label for t in content.objects}
     edge = _grown(mask > 0)
-    changed = (pixels != shapes.background_only(content)).any(2)
+    changed = (pixels != background_only(content)).any(2)
     assert not changed[~edge].any()
-    heads = (pixels != shapes.body_only(content)).any(2)
-    each = [shapes.draw(dataclasses.replace(content, objects=(thing,)))[2] == HEAD for thing in content.objects]
+    heads = (pixels != body_only(content)).any(2)
+    each = [draw(dataclasses.replace(content, objects=(thing,)))[2] == HEAD for thing in content.objects]
     assert not heads[~_grown(np.any(each, axis=0))].any()  # a head that another object covers may shine through
     assert not (parts == HEAD).any() or heads[parts == HEAD].mean() > 0.9
 
@@ -65,7 +66,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 def test_objects_lie_inside_the_frame(number: int, size: int) -> None:
     content = shapes.scene(f"val_{number:06d}", ShapesConfig(size=size))
     for thing in content.objects:
-        whole = shapes.draw(dataclasses.replace(content, objects=(thing,)))[1] > 0
+        whole = draw(dataclasses.replace(content, objects=(thing,)))[1] > 0
         area = 0.872 * 4 * thing.body.half_length * thing.body.half_width
         assert abs(whole.sum() - area) < 0.04 * area + 6  # cut off at the frame it would be smaller
 
@@ -98,7 +99,7 @@ def test_outlines_lie_on_both_sides_of_fsl_delta() -> None:
     contrast = []
     for image_id in shapes.ids("train", config):
         content = shapes.scene(image_id, config)
-        pixels, mask, _ = shapes.draw(content)
+        pixels, mask, _ = draw(content)
         for thing in content.objects:
             inside = mask == thing.label + 1
             ring = _grown(_grown(inside)) & (mask == 0)
@@ -119,7 +120,7 @@ def test_store_holds_everything_and_is_found_again(tmp_path: Path) -> None:
     assert store.ids("train") == shapes.ids("train", config) and len(store.ids("val")) == 2
     for image_id in store.ids():
         sample = store[image_id]
-        pixels, mask, parts = shapes.draw(shapes.scene(image_id, config))
+        pixels, mask, parts = draw(shapes.scene(image_id, config))
         assert np.array_equal(sample.pixels(), pixels)
         assert np.array_equal(sample.mask("class"), mask) and np.array_equal(sample.mask("parts"), parts)
         assert sample.label_source == "generator" and sample.labels is not None
