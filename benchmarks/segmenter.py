@@ -19,8 +19,8 @@ import torch
 from _pairs import main, pair
 
 from seedbed import loop
-from seedbed.artefacts import Stage
-from seedbed.artefacts.records import LABELS, label_record
+from seedbed.artefacts import LABELS, Stage
+from seedbed.artefacts.records import label_record
 from seedbed.data import open_store
 from seedbed.data.shapes import CLASSES, ShapesConfig, make_shapes
 from seedbed.loop import run as run_module

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from seedbed.artefacts import MAPS
 from seedbed.artefacts.fragments import record_hash
-from seedbed.artefacts.records import MAPS, maps_from, maps_record, unpack
+from seedbed.artefacts.records import maps_from, maps_record, unpack
 from seedbed.classifier import ClassifierConfig
 from seedbed.config import Settings
 from seedbed.data.jitter import ColorJitter

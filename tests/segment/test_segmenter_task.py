@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from seedbed import loop
-from seedbed.artefacts import Stage
+from seedbed.artefacts import WEIGHTS, Stage
 from seedbed.artefacts.fragments import column, stage_schema
-from seedbed.artefacts.records import WEIGHTS, decode_png, png, weights_record
+from seedbed.artefacts.records import decode_png, png, weights_record
 from seedbed.data import Store, StoreInfo, StoreWriter, open_store
 from seedbed.metrics.region import Confusion
 from seedbed.segment import PredictWork, SegmenterConfig, SegmenterTask, load_segmenter, predict

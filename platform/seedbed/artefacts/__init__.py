@@ -7,7 +7,8 @@ for maps in open_stage("runs/demo", "maps", method="rib"):
 
 from seedbed.artefacts.files import hold, write_atomically
 from seedbed.artefacts.fragments import Fragments, Writer, column, record_hash, stage_schema
-from seedbed.artefacts.records import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SCORED_LABELS, SEEDS, THRESHOLDS, WEIGHTS, open_stage
+from seedbed.artefacts.records import open_stage
+from seedbed.artefacts.schemas import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SCORED_LABELS, SEEDS, THRESHOLDS, WEIGHTS
 from seedbed.artefacts.stage import Stage, find_stages
 
 __all__ = [
