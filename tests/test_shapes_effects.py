@@ -24,7 +24,7 @@ FIXED, MATCHED = "at fixed: bodies", "at matched: bodies"
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    from shapes_trial import Trial
+    from _shapes_measuring import Trial
 
     return [Trial(tmp_path_factory.mktemp("shapes"), seed, SMALL) for seed in SEEDS]
 
