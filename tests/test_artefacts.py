@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +78,34 @@ def test_found_says_that_nothing_was_computed(tmp_path: Path) -> None:
     files = {p: p.stat().st_mtime_ns for p in s.folder.glob("*.arrow")}
     assert s.found()["computed"] == 0
     assert files == {p: p.stat().st_mtime_ns for p in s.folder.glob("*.arrow")}
+
+
+def test_batches_of_a_finished_stage_are_bound_by_count_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty small records, then four of 3,000 bytes, one above the bound by itself, and small ones again."""
+    sizes = [10] * 30 + [3000] * 4 + [9000] + [10] * 5
+
+    def made(out: Path) -> tuple[Stage, str, list[dict[str, object]]]:
+        s = stage(out)
+        with s.writer() as writer:
+            for i, size in enumerate(sizes):
+                writer.add({**record(i), "blob": bytes([i]) * size})
+        before = list(s.records())
+        digest = s.finish(computed=len(sizes), seconds=0)["digest"]
+        assert list(s.records()) == before
+        return s, digest, before
+
+    def batches(s: Stage) -> list[list[dict[str, object]]]:
+        (shard,) = s.folder.glob("*.arrow")
+        with pa.ipc.open_file(pa.memory_map(str(shard))) as reader:
+            return [reader.get_batch(b).to_pylist() for b in range(reader.num_record_batches)]
+
+    plain, digest, records = made(tmp_path / "plain")
+    assert len(batches(plain)) == 1
+    monkeypatch.setattr("seedbed.artefacts.stage.BATCH_RECORDS", 8)
+    monkeypatch.setattr("seedbed.artefacts.stage.BATCH_BYTES", 7000)
+    bound, bound_digest, same = made(tmp_path / "bound")
+    assert [len(batch) for batch in batches(bound)] == [8, 8, 8, 8, 2, 1, 5]
+    assert [r for batch in batches(bound) for r in batch] == records == same and bound_digest == digest
 
 
 def test_damaged_fragment_is_computed_again(tmp_path: Path) -> None:

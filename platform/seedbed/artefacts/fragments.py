@@ -18,6 +18,8 @@ import pyarrow.ipc
 
 from seedbed.artefacts.files import fsync_folder, unwritten
 
+BATCH_RECORDS = 256
+"""The most records in one batch of a file."""
 _VOLATILE = {b"volatile": b"1"}
 
 
@@ -184,7 +186,7 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
         with open(temporary, "wb") as sink:
             with pa.ipc.new_file(sink, schema) as writer:
                 for table in tables:
-                    writer.write_table(table, max_chunksize=256)
+                    writer.write_table(table, max_chunksize=BATCH_RECORDS)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, path)

@@ -20,10 +20,12 @@ from typing import Any
 import pyarrow as pa
 
 from seedbed.artefacts.files import write_atomically
-from seedbed.artefacts.fragments import Fragments, Writer, write_table
+from seedbed.artefacts.fragments import BATCH_RECORDS, Fragments, Writer, write_table
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20
+BATCH_BYTES = 16 << 20
+"""What compacting gathers in memory before it writes. A record of AffinityNet's scores or of many classes' maps has megabytes."""
 
 
 class Stage:
@@ -154,19 +156,27 @@ class Stage:
                 size += batch.nbytes // max(batch.num_rows, 1)
                 taken.append(ids[start + len(taken)])
             temporary = self.folder / f".shard-{number:05d}.new"
-            write_table(temporary, (_rows(known, taken[i : i + 256]) for i in range(0, len(taken), 256)), self.schema)
+            write_table(temporary, _batches(known, taken), self.schema)
             shards.append((temporary, self.folder / f"shard-{uuid.uuid4().hex[:8]}-{number:05d}.arrow"))
             start, number = start + len(taken), number + 1
         for temporary, final in shards:
             os.replace(temporary, final)
 
 
-def _rows(known: Fragments, ids: Sequence[str]) -> pa.Table:
-    parts = []
+def _batches(known: Fragments, ids: Sequence[str]) -> Iterator[pa.Table]:
+    """The records in this order, at most BATCH_RECORDS and BATCH_BYTES at a time; a larger record comes alone."""
+    parts: list[pa.RecordBatch] = []
+    size = 0
     for ident in ids:
         batch, row = known.batch_of(ident)
-        parts.append(batch.slice(row, 1))
-    return pa.Table.from_batches(parts).combine_chunks()
+        part = batch.slice(row, 1)
+        if parts and (len(parts) == BATCH_RECORDS or size + part.nbytes > BATCH_BYTES):
+            yield pa.Table.from_batches(parts).combine_chunks()
+            parts, size = [], 0
+        parts.append(part)
+        size += part.nbytes
+    if parts:
+        yield pa.Table.from_batches(parts).combine_chunks()
 
 
 def find_stages(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
