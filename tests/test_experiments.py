@@ -1,8 +1,12 @@
-"""Experiment scripts say on purpose what others say too, for each is read alone: what has to be equal in them."""
+"""Experiment scripts: what has to be equal in them, for each is read alone and says what others say too; and every one run with --smoke."""
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +48,44 @@ def test_differences_can_be_found() -> None:
     study = script("shapes_rib")
     for name, value in (("shapes.seed", 99), ("data.map_limit", 1), ("classifier.transform.crop", 33), ("cam.scales", (1.0,))):
         assert set(differences(study, study.replace(**{name: value}), FROZEN)) == {name}
+
+
+# --- every script as a user runs it -------------------------------------------------------------------
+
+COMMANDS = {
+    "fsl_parameters": (),
+    "shapes_hfpl": ("--table", "cam"),
+    "shapes_rib": (),
+    "sweep_isl": ("--table", "gate"),
+    "sweep_rib": ("--table", "5c"),
+    "sweep_shapes": ("--table", "5b"),
+    "voc_hfpl": ("--method", "cam", "--addons", "isl", "fsl", "--until", "mask"),
+    "voc_rib": (),
+}
+
+
+def test_every_script_is_run() -> None:
+    assert set(COMMANDS) == {path.stem for path in FOLDER.glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def voc(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("voc") / "store"
+    script = FOLDER.parent / "datasets" / "voc2012" / "prepare.py"
+    subprocess.run([sys.executable, str(script), "--devkit", str(devkit), "--out", str(out)], check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_smoke(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store = () if "shapes" in name else ("--data.store", str(request.getfixturevalue("voc")))
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--smoke", *COMMANDS[name], *store, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env={**os.environ, "CI": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    if name != "fsl_parameters":  # it has curves, and no rows
+        rows = json.loads((tmp_path / "out" / "scores.json").read_text())["rows"]
+        assert {"mIoU", "F", "J_and_F"} <= {r["metric"] for r in rows}
