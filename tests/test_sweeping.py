@@ -205,6 +205,8 @@ def test_table_report_and_csv(reference: Path) -> None:
     assert all(float(x["low"]) <= float(x["difference"]) <= float(x["high"]) for x in lines if x["difference"])
     assert sum(not x["difference"] for x in lines) == 1, "the paper's own setting is what the others are compared with"
     html = (reference / "report.html").read_text()
+    assert html.index('id="sweep"') < html.index('id="scores"'), "the sweep is what the page is about"
+    assert "Best of 5 trials: " in html and "cut: the maps were taken out" in html
     assert "Margin m and learning rate lambda" in html and "56.5" in html and (reference / "figures" / "sweep.svg").exists()
     paired = json.loads((reference / "scores.json").read_text())["paired"]
     assert len(paired) == 4 and all(p["pictures"] == 10 for p in paired)

@@ -84,14 +84,20 @@ def _content(out: Path, study: StudyResult, drawn: Sequence[Mapping[str, Any]]) 
     groups = [group for group in sections.figure_groups(study, drawn) if group[3] or group[4]]
     runs = max((len(v.runs) for t in tables for r in t.rows for v in r.values.values()), default=0)
     classes_of = sorted({str(r["table"]) for r in study.paper_rows if str(r.get("metric", "")).startswith("IoU:")})
-    anchors = [("scores", "Scores"), *([("pictures", "Pictures")] if panels else []), *((g[0], g[1]) for g in groups)]
+    sweep = sections.sweep(study, drawn)
+    anchors = [
+        *([("sweep", "Sweep")] if sweep else []),
+        ("scores", "Scores"),
+        *([("pictures", "Pictures")] if panels else []),
+        *((g[0], g[1]) for g in groups),
+    ]
     anchors += [(s.lower(), s) for s in ("Stages", "Protocol", "Settings", "Provenance")]
     present = [m for m in summary.METRICS if any(m in r.values for t in tables for r in t.rows)]
     changed = sections.changed(study.experiment)
     return {
         "name": _name(out, study), "facts": _facts(study), "head": reading.headline(study), "version": _version(),
         "css": _Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
-        "warnings": reading.warnings(study), "notes": reading.notes(study), "sections": anchors,
+        "warnings": reading.warnings(study), "notes": reading.notes(study), "sections": anchors, "sweep": sweep,
         "tables": tables, "metrics": {m: summary.METRICS[m] for m in present}, "row_groups": ROW_GROUPS, "spread": runs if runs > 1 else 0,
         "repetitions": sections.repetitions, "color": color_variable,
         "footnotes": list(dict.fromkeys(line for lines in doubts(papers, classes_of).values() for line in lines)),

@@ -9,10 +9,9 @@ from typing import Any
 from seedbed.progress import duration
 from seedbed.report import summary
 from seedbed.report.result import StudyResult
-from seedbed.report.sweep import sweep_tables
+from seedbed.report.sweep import number, sweep_tables
 
 FIGURE_GROUPS = (
-    ("sweep", "Sweep", "Every trial beside what the paper prints; the base is the plain CAM.", ("sweep",)),
     (
         "curves", "Curves", "What the score does over the threshold and over the steps, and how the runs of the single pictures ended.",
         ("threshold", "over_k", "repetitions", "ends"),
@@ -35,7 +34,6 @@ def repetitions(table: summary.Table) -> tuple[list[str], list[tuple[Any, list[s
 
 def figure_groups(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, str, list[Any], list[Any]]]:
     data = {
-        "sweep": sweep_tables(study.sweep) if study.sweep is not None else [],
         "curves": [*_curve_table(study), *_k_table(study), *_end_tables(study)],
         "labels": _label_tables(study),
         "classes": _class_tables(study),
@@ -43,6 +41,29 @@ def figure_groups(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> Ite
     for anchor, title, lead, names in FIGURE_GROUPS:
         mine = [figure for figure in drawn if figure["name"] in names or figure["name"].partition("_")[0] in names]
         yield anchor, title, lead, mine, data[anchor]
+
+
+def sweep(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a sweep's page begins with: its table, the notes to it, its figure, the trials."""
+    if study.sweep is None or not (tables := sweep_tables(study.sweep)):
+        return None
+    base = " and ".join(row.label for row in study.sweep.rows if not row.setting)
+    beside = " beside what the paper prints" if any(row.printed for row in study.sweep.rows) else ""
+    lead = f"Every trial{beside}{f'; {base} is what they share, without a setting of its own' if base else ''}."
+    metric = study.sweep.metrics[0]
+    trials = [row for row in study.sweep.rows if row.setting and metric in row.values]
+    reached = ""
+    if trials:
+        best = max(trials, key=lambda row: row.values[metric][0])
+        count = len({json.dumps(row.setting, sort_keys=True) for row in trials})  # a paper's table may name one trial twice
+        reached = f"Best of {count} trials: {best.label}, {number(best.values[metric], 2)}% {summary.METRICS[metric]}."
+    return {
+        "lead": lead,
+        "best": reached,
+        "tables": tables,
+        "notes": study.sweep.notes,
+        "figures": [f for f in drawn if f["name"] == "sweep"],
+    }
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> dict[str, Any]:
