@@ -85,6 +85,28 @@ def test_what_a_change_makes_again(reference: Path, changes: dict[str, Any], aga
     assert {stage.name for _, stage in study.plan() if (stage.name, stage.key) not in keys(reference)} == again
 
 
+def test_another_scored_split_makes_its_own_pictures_alone(copy: Path, reference: Path, tmp_path: Path) -> None:
+    """Networks are trained on the same pictures whatever is scored: they are found. Maps and masks are those of a study of its own."""
+    changes = {"data.score_split": "val"}
+    made = {s.name.split()[0]: s.computed for s in run(whole(copy, **changes)).stages}
+    assert made["maps"] == made["masks"] == made["scored"] == 8, "the pictures of train have theirs already"
+    assert {made[name] for name in ("classifier", "confidence", "affinity", "segmenter", "retrained", "predictions")} == {0}
+    own = run(whole(tmp_path / "own", **changes, until="mask"))
+    assert {s.name.split()[0]: s.computed for s in own.stages}["maps"] == 18
+    for stage in ("maps", "masks"):
+        (digest,) = digests(tmp_path / "own")[stage]
+        assert digest in digests(copy)[stage] and digest not in digests(reference)[stage]
+
+
+def test_records_of_other_pictures_are_not_taken_over(copy: Path) -> None:
+    """The same ids, settings and networks, but a store whose pictures are not those that the maps were made of."""
+    for manifest in find_stages(copy, "maps"):
+        path = Path(manifest["folder"]) / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "summary": {"pictures": "others"}}))
+    result = run(whole(copy, **{"data.score_split": "val", "until": "seed"}))
+    assert {s.name.split()[0]: s.computed for s in result.stages}["maps"] == 18
+
+
 def test_seeds_vary_rib_alone(tmp_path: Path) -> None:
     """Two fine-tunings of one classifier: networks trained on their maps have one seed, else the error bars are not RIB's own."""
     from seedbed.segmenting import segmenter_task

@@ -37,7 +37,8 @@ class Keys:
         self.left_out_of_training = tuple(damaged)
         self.pseudo_ids = self.map_ids
         """Pictures that get pseudo-labels, and that refinement and segmenter are trained on."""
-        self.map_ids = list(dict.fromkeys([*self.map_ids, *self.score_ids, *self.held_out_ids]))
+        self.map_ids = list(dict.fromkeys([*self.pseudo_ids, *self.score_ids, *self.held_out_ids]))
+        self.mask_ids = list(dict.fromkeys([*self.pseudo_ids, *self.score_ids]))
 
     def _select(self, split: str) -> list[str]:
         ids, left_out = self.experiment.data.select(self.store, split, mapped=True)
@@ -89,12 +90,12 @@ class Keys:
         settings = {k: v for k, v in self.experiment.seam.to_dict(only_key=True).items() if k != "output"}
         return {self.experiment.trainer: settings, "code": code_version(self.experiment.trainer)}
 
-    def maps_settings(self, method: str, seed: int) -> dict[str, Any]:
+    def maps_settings(self, method: str, seed: int, ids: list[str]) -> dict[str, Any]:
         e = self.experiment
         out = {
             "method": method,
             "cam": e.cam.to_dict(only_key=True),
-            "inputs": self._inputs(self.map_ids),
+            "inputs": self._inputs(ids),
             **self.resources(),
         }
         if plain(method) == "seam":
@@ -143,7 +144,7 @@ class Keys:
             **self.resources(),
         }
 
-    def masks_settings(self, method: str) -> dict[str, Any]:
+    def masks_settings(self, method: str, ids: list[str]) -> dict[str, Any]:
         refine = self.experiment.refine
         used = refine.to_dict(only_key=True)
         for name in ("confident_foreground", "confident_background", "alpha_low", "alpha_high", "score_crf", "crf_seeds"):
@@ -161,7 +162,6 @@ class Keys:
             del used["label_crf"]
         if refine.method != "irn":
             del used["power"]
-        ids = list(dict.fromkeys([*self.pseudo_ids, *self.score_ids]))
         return {"method": method, "refine": used, "inputs": self._inputs(ids), **self.resources()}
 
     def scored_settings(self, ids: list[str]) -> dict[str, Any]:

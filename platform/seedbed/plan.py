@@ -28,6 +28,9 @@ VERSIONS = {
 }
 """Code versions of the stages whose code has no constant of its own; a golden test fails when output changes without a new one."""
 
+TAKEN_OVER = ("maps", "masks")
+"""Stages with long work for each picture, whose records are taken from an artefact that differs in nothing but its pictures."""
+
 
 class Plan:
     """The stages of a study in order, each under its key."""
@@ -65,9 +68,17 @@ class Plan:
         settings = self.keys.classifier_settings(self.network_seed(seed))
         return self._stage("classifier", settings, WEIGHTS, {}, VERSIONS["classifier"], None)
 
-    def maps_stage(self, method: str, seed: int) -> Stage:
+    def maps_stage(self, method: str, seed: int, ids: list[str] | None = None) -> Stage:
         inputs = {"classifier": self.classifier_stage(seed).key}
-        return self._stage("maps", self.keys.maps_settings(method, seed), MAPS, inputs, code_version(method), method)
+        settings = self.keys.maps_settings(method, seed, self.keys.map_ids if ids is None else ids)
+        return self._stage("maps", settings, MAPS, inputs, code_version(method), method)
+
+    def trained_maps(self, method: str, seed: int) -> str:
+        """Key of the maps that pseudo-labels come from: what is trained on them does not depend on what else is scored.
+
+        An artefact of that key need not be there: its records are among those of `maps_stage`.
+        """
+        return self.maps_stage(method, seed, self.keys.pseudo_ids).key
 
     def thresholds_stage(self, method: str, seed: int, split: str | None = None, ids: list[str] | None = None) -> Stage:
         split, ids = split or self.experiment.data.score_split, self.keys.score_ids if ids is None else ids
@@ -95,7 +106,7 @@ class Plan:
         return self._stage("crf", self.keys.crf_settings(method, self.subset), SEEDS, inputs, VERSIONS["crf"], method)
 
     def confidence_stage(self, method: str, seed: int) -> Stage:
-        inputs = {"maps": self.maps_stage(method, seed).key}
+        inputs = {"maps": self.trained_maps(method, seed)}
         schema = SCORED_LABELS if self.experiment.refine.method == "affinitynet" else LABELS
         return self._stage("confidence", self.keys.confidence_settings(), schema, inputs, VERSIONS["confidence"], method)
 
@@ -105,18 +116,23 @@ class Plan:
             inputs["classifier"] = self.classifier_stage(seed).key
         return self._stage("affinity", self.keys.affinity_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["affinity"], method)
 
-    def masks_stage(self, method: str, seed: int) -> Stage:
-        inputs = {"maps": self.maps_stage(method, seed).key}
+    def masks_stage(self, method: str, seed: int, ids: list[str] | None = None) -> Stage:
+        inputs = {"maps": self.trained_maps(method, seed)}
         if self.experiment.refine.has_network:
             inputs["affinity"] = self.affinity_stage(method, seed).key
-        return self._stage("masks", self.keys.masks_settings(method), MASKS, inputs, VERSIONS["masks"], method)
+        settings = self.keys.masks_settings(method, self.keys.mask_ids if ids is None else ids)
+        return self._stage("masks", settings, MASKS, inputs, VERSIONS["masks"], method)
+
+    def trained_masks(self, method: str, seed: int) -> str:
+        """Key of the pseudo-labels that segmenters are trained on, as `trained_maps`."""
+        return self.masks_stage(method, seed, self.keys.pseudo_ids).key
 
     def scored_stage(self, method: str, seed: int) -> Stage:
         inputs = {"masks": self.masks_stage(method, seed).key}
         return self._stage("scored", self.keys.scored_settings(self.keys.score_ids), SCORED, inputs, VERSIONS["scored"], method)
 
     def segmenter_stage(self, method: str, seed: int) -> Stage:
-        inputs = {"masks": self.masks_stage(method, seed).key}
+        inputs = {"masks": self.trained_masks(method, seed)}
         return self._stage(
             "segmenter", self.keys.segmenter_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["segmenter"], method
         )
@@ -128,7 +144,7 @@ class Plan:
         return self._stage("predictions", settings, PREDICTIONS, inputs, VERSIONS["predictions"], method)
 
     def retrained_stage(self, method: str, seed: int) -> Stage:
-        inputs = {"masks": self.masks_stage(method, seed).key, "predictions": self.filling_stage(method, seed).key}
+        inputs = {"masks": self.trained_masks(method, seed), "predictions": self.filling_stage(method, seed).key}
         return self._stage(
             "retrained", self.keys.segmenter_settings(self.network_seed(seed)), WEIGHTS, inputs, VERSIONS["retrained"], method
         )
@@ -200,6 +216,8 @@ class Plan:
                 others = [p.name for p in stage.folder.parent.glob("*") if p.is_dir()]
                 state = "runs"
                 why = f"no artefact with this key (there are {len(others)} with other settings or inputs)" if others else "no artefact yet"
+                if stage.name in TAKEN_OVER and (there := stage.relatives()):
+                    why = f"other pictures than in {', '.join(other['key'] for other in there)}: records in common are taken over"
             yield f"{label:24} {stage.key}  {state:8} {why}"
 
     def finished_on(self) -> str | None:

@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from seedbed import progress, provenance
-from seedbed.artefacts import Stage
+from seedbed.artefacts import Fragments, Stage
 from seedbed.artefacts.records import unpack
 from seedbed.checks import check
 from seedbed.data import Store
 from seedbed.keys import BASELINES, Keys
 from seedbed.local import Executor, ImageWork, Tracker
 from seedbed.pipeline import Experiment, classifier_task, method_settings, plain
-from seedbed.plan import Plan
+from seedbed.plan import TAKEN_OVER, Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.scores import mean_metrics
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
@@ -215,6 +216,8 @@ class Study(Plan):
 
     def _make(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str]) -> None:
         began = time.perf_counter()
+        if name in TAKEN_OVER:
+            self._take_over(stage, ids)
         todo = stage.pending(ids)
         with self.progress.stage(self.label(name, method.upper(), seed), total=len(ids), done=len(ids) - len(todo)) as line:
             computed = self.executor.map_images(work, ids, stage, line) if todo else 0
@@ -224,7 +227,23 @@ class Study(Plan):
             stage.discard()
             message = f"every picture of {name} {method} failed; {ident}: {reason}"
             raise UserError(message, field=name, remedy="mend the cause and start again")
-        stage.finish(computed=computed, seconds=time.perf_counter() - began, summary=getattr(work, "summary", None))
+        summary = {
+            **(getattr(work, "summary", None) or {}),
+            **({"pictures": self._pictures(stage.records())} if name in TAKEN_OVER else {}),
+        }
+        stage.finish(computed=computed, seconds=time.perf_counter() - began, summary=summary)
+
+    def _take_over(self, stage: Stage, ids: list[str]) -> None:
+        """Another split is scored, and most of the pictures are the same: their records are there already, of the same bits."""
+        for other in stage.relatives():
+            wanted, records = set(stage.pending(ids)), Fragments(Path(other["folder"]))
+            if wanted and other["summary"].get("pictures") == self._pictures(records):
+                stage.take_over(records, [i for i in records.ids() if i in wanted])
+
+    def _pictures(self, records: Fragments) -> str:
+        """Checksum of the pictures that these records are of, as the store has them now; empty where it lacks one."""
+        ids = records.ids()
+        return self.store.inputs_checksum(ids) if all(i in self.store for i in ids) else ""
 
     @contextmanager
     def recorded(self, name: str, stage: Stage, method: str | None, seed: int) -> Iterator[str]:

@@ -142,6 +142,25 @@ class Stage:
             if self.manifest is not None:  # whoever still waits for this file finds the artefact whole
                 path.unlink(missing_ok=True)
 
+    def relatives(self) -> list[dict[str, Any]]:
+        """Manifests of whole artefacts that differ from this one in nothing but their pictures (`inputs` among the settings).
+
+        A record of a stage that looks at one picture at a time is the same in each. `folder` is added.
+        """
+        found = []
+        for path in sorted(self.folder.parent.glob("*/manifest.json")):
+            other = json.loads(path.read_text())
+            same = (other["inputs"], other["version"], other["format"]) == (self.inputs, self.version, FORMAT)
+            if other["key"] != self.key and same and _without_pictures(other["settings"]) == _without_pictures(self.settings):
+                found.append({**other, "folder": str(path.parent)})
+        return found
+
+    def take_over(self, records: Fragments, ids: Sequence[str]) -> None:
+        """Commits other artefact's records of these pictures as this one's own."""
+        with self.writer() as writer:
+            for ident in ids:
+                writer.add({name: value for name, value in records[ident].items() if name != "hash"})
+
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -177,6 +196,11 @@ def _batches(known: Fragments, ids: Sequence[str]) -> Iterator[pa.Table]:
         size += part.nbytes
     if parts:
         yield pa.Table.from_batches(parts).combine_chunks()
+
+
+def _without_pictures(settings: Mapping[str, Any]) -> Any:
+    """As JSON has it: a manifest's tuples are lists."""
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name != "inputs"}))
 
 
 def find_stages(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
