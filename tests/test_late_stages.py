@@ -85,6 +85,28 @@ def test_what_a_change_makes_again(reference: Path, changes: dict[str, Any], aga
     assert {stage.name for _, stage in study.plan() if (stage.name, stage.key) not in keys(reference)} == again
 
 
+def test_the_plain_maps_go_as_far_as_asked(tmp_path: Path) -> None:
+    """CAM's masks and segmentation beside RIB's, compared on the same pictures; without it nothing of RIB's is made again."""
+    changes = {"method": "rib", "rib.steps": 2, "rib.batch": 2, "rib.lr": 1e-3, "rib.margin": 30.0, "rib.loss_scales": (1.0,)}
+    run(whole(tmp_path / "out", **changes))
+    alone = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert {p["stage"] for p in alone["paired"]} == {"seed"}
+    assert not [r for r in alone["rows"] if r["method"] == "cam" and r["stage"] in ("mask", "segmentation")]
+    result = run(whole(tmp_path / "out", **changes, baseline="segmentation"))
+    assert {s.name for s in result.stages if s.computed} == {
+        f"{name} cam" for name in ("confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions")
+    }
+    beside = json.loads((tmp_path / "out" / "scores.json").read_text())
+    kept = [r for r in beside["rows"] if r["method"] == "rib"]
+    assert [r["value"] for r in kept] == [r["value"] for r in alone["rows"] if r["method"] == "rib"]
+    for stage, split in (("mask", "train"), ("segmentation", "train"), ("segmentation", "val")):
+        mine = {r["method"]: r["value"] for r in beside["rows"] if (r["stage"], r["split"], r["metric"]) == (stage, split, "mIoU")}
+        (found,) = [p for p in beside["paired"] if (p["stage"], p["split"]) == (stage, split)]
+        assert found["difference"] == pytest.approx(mine["rib"] - mine["cam"])
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "RIB − CAM, masks on train, is" in html and "RIB − CAM, segmentations on val, is" in html
+
+
 def test_another_scored_split_makes_its_own_pictures_alone(copy: Path, reference: Path, tmp_path: Path) -> None:
     """Networks are trained on the same pictures whatever is scored: they are found. Maps and masks are those of a study of its own."""
     changes = {"data.score_split": "val"}

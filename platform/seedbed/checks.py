@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -100,8 +100,7 @@ def check_refinement(plan: Plan) -> None:
             f"{flag}.backbone is {config.backbone}, but the classifier whose weights it takes is {plan.experiment.classifier.backbone}"
         )
         raise UserError(message, field=f"{flag}.weights", remedy="choose the same backbone, or other weights")
-    method = plan.method
-    if config.weights in ("none", "classifier") or made(plan, lambda p, seed: p.affinity_stage(method, seed)):
+    if config.weights in ("none", "classifier") or made(plan, lambda p, seed: [p.affinity_stage(m, seed) for m in p.going("mask")]):
         return
     from seedbed.models.weights import load_weights
 
@@ -119,10 +118,10 @@ def check_segmenter(plan: Plan) -> None:
     """The segmenter's initial weights, read once before anything is started, and its batch."""
     from seedbed.segment.networks import build_segmenter, initialise
 
-    config, method = plan.experiment.segmenter, plan.method
+    config = plan.experiment.segmenter
     check_batch(plan, "--segmenter.batch", config.batch)
     named_file(config.weights, "--segmenter.weights", ("imagenet", "none", "coco"))
-    if config.weights != "none" and not made(plan, lambda p, seed: p.final_segmenter(method, seed)):
+    if config.weights != "none" and not made(plan, lambda p, seed: [p.final_segmenter(m, seed) for m in p.going("segmentation")]):
         initialise(build_segmenter(config, len(plan.store.info.classes) + 1), config)
 
 
@@ -145,10 +144,10 @@ def named_file(weights: str, flag: str, words: tuple[str, ...]) -> None:
         raise UserError(f"{weights} does not exist", file=weights, field=flag, remedy=remedy)
 
 
-def made(plan: Plan, stage: Callable[[Plan, int], Stage]) -> bool:
-    """Whether a training is whole for every seed, on whichever device: the cluster's is not known yet."""
+def made(plan: Plan, stages: Callable[[Plan, int], Sequence[Stage]]) -> bool:
+    """Whether trainings are whole for every seed, on whichever device: the cluster's is not known yet."""
     plans = [Plan(plan.experiment, plan.store, device) for device in ("cpu", "cuda")]
-    return any(all(stage(p, seed).manifest is not None for seed in plan.seeds) for p in plans)
+    return any(all(stage.manifest is not None for seed in plan.seeds for stage in stages(p, seed)) for p in plans)
 
 
 def check_weights(plan: Plan) -> None:
@@ -162,7 +161,7 @@ def check_weights(plan: Plan) -> None:
     if weights != "imagenet" and not Path(weights).exists():
         remedy = "name a checkpoint, or say --classifier.weights imagenet or none"
         raise UserError(f"{weights} does not exist", file=weights, field="--classifier.weights", remedy=remedy)
-    if made(plan, lambda p, seed: p.classifier_stage(seed)):
+    if made(plan, lambda p, seed: [p.classifier_stage(seed)]):
         return
     model = build_for(plan.experiment.trainer, plan.experiment.classifier.backbone, len(plan.store.info.classes))
     print(f"initial weights: {load_weights(model, weights).text()}", file=sys.stderr)

@@ -99,6 +99,8 @@ class Experiment(Settings):
     """The last stage to run: maps, scored seeds, scored pseudo-labels (mask), or a trained segmenter and its scored predictions."""
     method: Literal["cam", "rib", "seam"] = "rib"
     """What makes the maps; beside RIB's those of the classifier that it starts from (cam) are made and scored, too."""
+    baseline: Literal["seed", "mask", "segmentation"] = setting("seed", key=False)
+    """How far those plain maps go beside the method's: to their seeds, or on to masks and a segmenter of their own, for the comparison."""
     addons: tuple[Literal["isl", "fsl"], ...] = ()
     """What is added to the training of the method's classifier: isl (importance sampling loss), fsl (feature similarity loss)."""
     data: DataConfig = nested(DataConfig)

@@ -167,14 +167,20 @@ class Plan:
         """Whether the study goes as far as `seed`, `mask` or `segmentation`."""
         return UNTIL.index(self.experiment.until) >= UNTIL.index(last)
 
+    def going(self, last: str) -> tuple[str, ...]:
+        """The methods that go as far as this: the study's own, and the plain one before it where `--baseline` says so."""
+        if not self.reaches(last):
+            return ()
+        return self.methods if UNTIL.index(self.experiment.baseline) >= UNTIL.index(last) else (self.method,)
+
     def _late(self, method: str, seed: int) -> Iterator[tuple[str, Stage]]:
-        if self.reaches("mask"):
+        if method in self.going("mask"):
             if self.experiment.refine.has_network:
                 yield f"confidence {method}", self.confidence_stage(method, seed)
                 yield f"affinity {method}", self.affinity_stage(method, seed)
             yield f"masks {method}", self.masks_stage(method, seed)
             yield f"scored {method}", self.scored_stage(method, seed)
-        if self.reaches("segmentation"):
+        if method in self.going("segmentation"):
             yield f"segmenter {method}", self.segmenter_stage(method, seed)
             if self.retrains:
                 yield f"predictions {method}", self.filling_stage(method, seed)
@@ -197,7 +203,8 @@ class Plan:
                     stages.append((f"seeds {method}", self.seeds_stage(method, seed)))
                 if self.reaches("mask") and self.experiment.refine.crf_seeds:
                     stages.append((f"crf {method}", self.crf_stage(method, seed)))
-            stages += self._late(self.method, seed)
+            for method in self.methods:
+                stages += self._late(method, seed)
             if self.reaches("seed"):
                 stages += [(f"seeds {method}", self.seeds_stage(method, seed)) for method in BASELINES]
             for label, stage in stages:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seedbed import provenance
-from seedbed.artefacts import Fragments, write_atomically
+from seedbed.artefacts import Fragments, Stage, write_atomically
 from seedbed.artefacts.records import decode_png, maps_from, seeds_from, unpack
 from seedbed.metrics.paired import counts_by_picture, paired_over_seeds
 from seedbed.pipeline import plain
@@ -78,19 +80,30 @@ def gathered(study: Study, rows: list[dict[str, Any]], began: float) -> StudyRes
 
 
 def paired(study: Study) -> list[dict[str, Any]]:
-    """The seeds of the study's method against the plain CAM's, picture by picture: difference and interval, the mean over random seeds."""
-    e, classes = study.experiment, len(study.store.info.classes)
-    runs, names = [], study.methods
+    """The study's method against the plain CAM, picture by picture, at every stage that both reach; the mean over random seeds."""
+    scored = study.experiment.data.score_split
+    found = [_difference(study, "seed", scored, lambda method, seed: study.seeds_stages.get((method, seed)))]
+    if len(study.going("mask")) > 1:
+        found.append(_difference(study, "mask", scored, study.scored_stage))
+    if len(study.going("segmentation")) > 1:
+        found += [_difference(study, "segmentation", s, partial(study.predictions_stage, split=s)) for s in study.keys.segmented_ids]
+    return [d for d in found if d is not None]
+
+
+def _difference(study: Study, stage: str, split: str, of: Callable[[str, int], Stage | None]) -> dict[str, Any] | None:
+    """Of one stage; `of` (method, seed) is the artefact with the counts of every picture."""
+    e, classes, names = study.experiment, len(study.store.info.classes), study.methods
+    runs = []
     for seed in study.seeds:
-        stages = [study.seeds_stages.get((method, seed)) for method in names]
+        stages = [of(method, seed) for method in names]
         if len(names) > 1 and all(stages):
             runs.append(tuple(counts_by_picture(s.folder, classes, e.scoring.tolerance) for s in stages if s is not None))
     if not runs or not set.intersection(*(set(side) for run in runs for side in run)):
-        return []
+        return None
     sides = {"first": {"method": names[0]}, "second": {"method": names[-1]}}
     found = paired_over_seeds([(run[0], run[-1]) for run in runs], absent=e.scoring.absent(study.subset))
     seeds = {"seeds": len(runs), "seeds_vary": e.seeds_vary}
-    return [{**sides, "stage": "seed", "split": e.data.score_split, "metric": found.metric, **found.to_record(), **seeds}]
+    return {**sides, "stage": stage, "split": split, "metric": found.metric, **found.to_record(), **seeds}
 
 
 def curves(study: Study) -> dict[str, dict[str, list[float]]]:
@@ -161,12 +174,12 @@ def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
 
 def coverage(study: Study) -> dict[str, dict[str, float]]:
     """Of the pseudo-labels, the mean over pictures and seeds: shares of their pixels in percent."""
-    if not study.reaches("mask"):
-        return {}
-    method = study.method
-    found = [row for seed in study.seeds for (row,) in study.masks_stage(method, seed).records().columns("shares")]
-    means = 100 * np.mean(found, axis=0) if found else np.zeros(4)
-    return {method: dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))}
+    out = {}
+    for method in study.going("mask"):
+        found = [row for seed in study.seeds for (row,) in study.masks_stage(method, seed).records().columns("shares")]
+        means = 100 * np.mean(found, axis=0) if found else np.zeros(4)
+        out[method] = dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))
+    return out
 
 
 def later_stages(study: Study, seed: int) -> list[tuple[Fragments, dict[str, str]]]:

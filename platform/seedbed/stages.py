@@ -108,10 +108,10 @@ class Study(Plan):
                     self.make_seeds(method, seed, threshold)
                     if self.reaches("mask") and self.experiment.refine.crf_seeds:
                         refining.crf_seeds(self, method, seed, threshold)
-        if self.reaches("mask"):
-            refining.refine(self, self.method)
-        if self.reaches("segmentation"):
-            segmenting.segment(self, self.method)
+        for method in self.going("mask"):
+            refining.refine(self, method)
+        for method in self.going("segmentation"):
+            segmenting.segment(self, method)
         if self.reaches("seed"):
             for method in BASELINES:
                 self.make_seeds(method, self.experiment.seed, None)

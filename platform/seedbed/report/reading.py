@@ -140,11 +140,11 @@ def notes(study: StudyResult) -> list[str]:
 
 
 def _interval(d: Mapping[str, Any]) -> str:
-    """`Paired over the pictures: RIB − CAM on train is +2.10 points mIoU, 95% interval +1.20 to +3.01 (bootstrap); ...`"""
+    """`Paired over the pictures: RIB − CAM, seeds on train, is +2.10 points mIoU, 95% interval +1.20 to +3.01 (bootstrap); ...`"""
     difference, low, high = (Value(d[name]).text(sign=True) for name in ("difference", "low", "high"))
     sides = f"{method_name(d['second']['method'])} − {method_name(d['first']['method'])}"
     return (
-        f"Paired over the pictures: {sides} on {d['split']} is {difference} points {d['metric']}, "
+        f"Paired over the pictures: {sides}, {d['stage']}s on {d['split']}, is {difference} points {d['metric']}, "
         f"{d['level']:.0%} interval {low} to {high} (bootstrap); "
         f"of {d['pictures']:,} pictures {d['better']:,} are better, {d['worse']:,} worse."
     )

@@ -86,7 +86,7 @@ class Driver:
         self.table = chosen_table(sweep, table_of)
         self.space = space.read_space(sweep.space, sweep) if sweep.space or sweep.search != "grid" else {}
         split = {"data.score_split": self.table.split} if self.table.split and self.table.stage != "segmentation" else {}
-        self.base = sweep.replace(**{"until": self.table.stage, **split, **self.table.fixed})
+        self.base = sweep.replace(**{"until": self.table.stage, "baseline": "seed", **split, **self.table.fixed})
         self.shared = self.base.replace(**self.table.base)
         self.settings = self.chosen_settings()
         self.ledger = Ledger(sweep.folder())
