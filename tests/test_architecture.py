@@ -40,6 +40,7 @@ LAYERS = (
         "segmenting",
         "trainings",
         "stages",
+        "panels",
         "results",
         "local",
     ),
