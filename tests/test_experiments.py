@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from seedbed.pipeline import ShapesExperiment
+from seedbed.pipeline import Experiment, ShapesExperiment
+from seedbed.study import parse
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 FROZEN = ("shapes", "data", "classifier", "cam", "scoring")
@@ -48,6 +49,55 @@ def test_differences_can_be_found() -> None:
     study = script("shapes_rib")
     for name, value in (("shapes.seed", 99), ("data.map_limit", 1), ("classifier.transform.crop", 33), ("cam.scales", (1.0,))):
         assert set(differences(study, study.replace(**{name: value}), FROZEN)) == {name}
+
+
+# --- what a choice decides: voc_hfpl ----------------------------------------------------------------------
+
+
+def chosen(*arguments: str) -> Experiment:
+    said = runpy.run_path(str(FOLDER / "voc_hfpl.py"))
+    return parse(said["STUDY"], said["SMOKE"], arguments, said["recipe"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alphas"),
+    [
+        ((), (4, 24)),
+        (("--addons", "fsl"), (4, 24)),
+        (("--addons", "isl"), (1, 24)),
+        (("--addons", "isl", "fsl"), (1, 24)),
+        (("--addons", "isl", "--isl.weight", "0"), (4, 24)),
+        (("--addons", "isl", "--isl.preset", "multinomial"), (2, 4)),
+        (("--addons", "fsl", "--fsl.preset", "multinomial"), (2, 4)),
+        (("--addons", "isl", "--refine.alpha-low", "3"), (3, 24)),
+        (("--addons", "isl", "--refine.preset", "seam"), (4, 24)),
+    ],
+    ids=str,
+)
+def test_alphas_follow_the_add_ons(arguments: tuple[str, ...], alphas: tuple[float, float]) -> None:
+    """HFPL, sections 5.1 and 5.5: 4 and 24 of SEAM, 1 and 24 with ISL, 2 and 4 with the multinomial posterior; what is said stands."""
+    study = chosen("--method", "seam", "--classifier.weights", "none", *arguments)
+    study.check()
+    assert study.refinement.method == "affinitynet" and study.refinement.alphas == alphas
+
+
+def test_networks_of_seam_start_from_one_file() -> None:
+    study = chosen("--classifier.weights", "resnet38.params")
+    assert study.classifier.backbone == study.refine.affinitynet.backbone == "resnet38"
+    assert study.classifier.weights == study.refine.affinitynet.weights == study.segmenter.weights == "resnet38.params"
+    other = chosen("--classifier.weights", "resnet38.params", "--segmenter.weights", "later.pth")
+    assert (other.refine.affinitynet.weights, other.segmenter.weights) == ("resnet38.params", "later.pth")
+
+
+@pytest.mark.parametrize("method", ["cam", "rib"])
+def test_cam_and_rib_have_their_own_recipe(method: str) -> None:
+    """As IRN trains them, and the add-ons as scaled for SIPE, which has the same rate and maps of the same size."""
+    study, plain = chosen("--method", method, "--addons", "isl", "fsl"), Experiment()
+    assert (study.classifier, study.refine, study.segmenter, study.scoring) == (
+        plain.classifier, plain.refine, plain.segmenter, plain.scoring,
+    )  # fmt: skip
+    assert (study.isl.scale, study.fsl.weight, study.fsl.upsample) == (0.1, 0.1, 2)
+    assert chosen("--method", method, "--isl.preset", "official").isl.scale == 1
 
 
 # --- every script as a user runs it -------------------------------------------------------------------

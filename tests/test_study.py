@@ -203,6 +203,7 @@ def test_one_picture_failing_is_set_aside_and_named(tmp_path: Path, monkeypatch:
         ({"classifier.weights": "/nowhere/weights.pth"}, "/nowhere/weights.pth"),
         ({"data.score_split": "test"}, "test"),
         ({"seeds": 0}, "seeds"),
+        ({"method": "seam", "seeds": 2, "seeds_vary": "rib"}, "--seeds-vary"),
     ],
 )
 def test_bad_settings_name_the_field(tmp_path: Path, change: dict[str, Any], word: str) -> None:

@@ -124,11 +124,11 @@ class Keys:
         return {**self.seeds_settings(method, subset), "crf": self.experiment.refine.label_crf.to_dict(only_key=True)}
 
     def confidence_settings(self) -> dict[str, Any]:
-        refine = self.experiment.refine
+        refine = self.experiment.refinement
         if refine.method == "irn":
             own = {"confident": [refine.confident_foreground, refine.confident_background], "crf": refine.label_crf.to_dict(only_key=True)}
         else:
-            own = {"alphas": [refine.alpha_low, refine.alpha_high], "crf": refine.score_crf.to_dict(only_key=True)}
+            own = {"alphas": list(refine.alphas), "crf": refine.score_crf.to_dict(only_key=True)}
             own["labels"] = "scores"  # averaged before they are decided on; an older form kept the decision of each pixel
         return {"refinement": refine.method, **own, "inputs": self._inputs(self.pseudo_ids)}
 

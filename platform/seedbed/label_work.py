@@ -80,7 +80,7 @@ class ConfidenceWork:
                 pair = settings.confident_foreground, settings.confident_background
                 labels = irn_confidence(pixels, cam, found.classes, *pair, settings.label_crf)
             else:
-                scores = affinity_scores(pixels, cam, settings.alpha_low, settings.alpha_high, settings.score_crf)
+                scores = affinity_scores(pixels, cam, *settings.alphas, settings.score_crf)
                 return scored_label_record(ident, affinity_labels(scores, found.classes), scores, time.perf_counter() - began)
             return label_record(ident, labels, time.perf_counter() - began)
 

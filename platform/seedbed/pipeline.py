@@ -139,7 +139,17 @@ class Experiment(Settings):
         """The method whose loss trains the classifier: RIB starts from CAM's."""
         return "cam" if self.method == "rib" else self.method
 
+    @property
+    def refinement(self) -> RefineConfig:
+        """With the alphas that go with the classifier's add-ons, where none are said (HFPL, sections 5.1 and 5.5)."""
+        isl = "isl" in self.addons and self.isl.weight * self.isl.scale > 0
+        fsl = "fsl" in self.addons and self.fsl.weight > 0
+        if (isl and self.isl.posterior == "multinomial") or (fsl and self.fsl.gate == "a"):
+            return self.refine.with_alphas(2.0, 4.0)
+        return self.refine.with_alphas(1.0 if isl else 4.0, 24.0)
+
     def check_together(self, prefix: str) -> None:
+        self.refinement.check_together("refine.")
         for name in self.addons:
             addon_class(name)  # says which there are
         if len(set(self.addons)) < len(self.addons):
@@ -150,9 +160,9 @@ class Experiment(Settings):
         for flag in (flag for flag, asked in multinomial.items() if asked and self.trainer != "seam"):
             message = f"{flag} takes classes as excluding one another and the background, which {self.trainer} has no score for"
             raise UserError(message, field=flag, remedy="choose the binomial form, or --method seam")
-        if self.method == "cam" and self.seeds > 1 and self.seeds_vary == "rib":
-            remedy = "say --seeds-vary all, or --method rib"
-            raise UserError("plain CAMs do not change from one fine-tuning to the next", field="--seeds-vary", remedy=remedy)
+        if self.method != "rib" and self.seeds > 1 and self.seeds_vary == "rib":
+            message = f"the maps of {self.method} do not change from one fine-tuning of RIB to the next"
+            raise UserError(message, field="--seeds-vary", remedy="say --seeds-vary all, or --method rib")
 
 
 @dataclass(frozen=True)

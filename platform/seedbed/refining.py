@@ -51,7 +51,7 @@ def confidence_labels(study: Study, method: str, seed: int) -> None:
     """What the refinement's network is trained on."""
     e, maps = study.experiment, study.maps_stage(method, seed)
     have = maps.records()
-    work = ConfidenceWork(study.address, e.data.cache, maps.folder, e.refine)
+    work = ConfidenceWork(study.address, e.data.cache, maps.folder, e.refinement)
     ids = [i for i in study.keys.pseudo_ids if i in have]
     study.per_image("confidence", study.confidence_stage(method, seed), method, seed, work, ids)
 

@@ -150,6 +150,8 @@ def test_what_is_compared() -> None:
     multinomial = Fsl(FslConfig(gate="a")).judgements(out, batch.labels_nc)
     assert torch.allclose(multinomial[:, 0], softmax[:, 0])
     assert torch.allclose(multinomial[:, 1:], softmax[:, 1:] * batch.labels_nc[:, :, None, None])
+    everything = Fsl(FslConfig.named("multinomial")).judgements(out, batch.labels_nc)
+    assert torch.allclose(everything, softmax)
     assert Fsl(FslConfig(upsample=4)).judgements(out, batch.labels_nc).shape[2:] == (28, 36)
 
 

@@ -218,7 +218,7 @@ def test_defaults_are_the_official_values() -> None:
     assert (psa.alpha, psa.steps, psa.lr) == (16, 256, 0.1)
     assert 10582 // c.batch * c.epochs == 10576
     assert c.replace(beta=5.0).training_key() == c.training_key() != c.replace(radius=4).training_key()
-    assert RefineConfig.named("psa").alpha_high == 32 and RefineConfig.named("hfpl").alpha_low == 1
+    assert RefineConfig.named("psa").alphas == (4, 32) and RefineConfig.named("hfpl").with_alphas(1, 24).alphas == (1, 24)
 
 
 def test_settings_that_cannot_work() -> None:

@@ -23,18 +23,33 @@ from seedbed.types import Batch, StepOutput, UserError
 SMALLEST_SIGMA = 0.1
 """Of a learned sigma, positions."""
 
-OFFICIAL: dict[str, Any] = {"normalise": "code", "background": True, "guard": 1e-5}
-PAPER: dict[str, Any] = {"normalise": "paper", "background": False, "guard": 0.0}
+OFFICIAL: dict[str, Any] = {
+    "normalise": "code", "background": True, "guard": 1e-5, "weight": 1.0, "upsample": 1, "gate": "r", "learned": False,
+    "classes": "present",
+}  # fmt: skip
+PAPER: dict[str, Any] = {**OFFICIAL, "normalise": "paper", "background": False, "guard": 0.0}
+SIPE: dict[str, Any] = {**OFFICIAL, "weight": 0.1, "upsample": 2}
+MCTFORMER: dict[str, Any] = {**OFFICIAL, "weight": 0.1, "upsample": 4}
+SEAM_COCO: dict[str, Any] = {**OFFICIAL, "weight": 0.2}
+MULTINOMIAL: dict[str, Any] = {**OFFICIAL, "gate": "a", "learned": True, "classes": "all"}
 
 
 @dataclass(frozen=True)
 class FslConfig(Settings):
     """Feature similarity loss; in brackets: paper / official code, where they differ."""
 
-    PRESETS: ClassVar = {"official": OFFICIAL, "paper": PAPER}
+    PRESETS: ClassVar = {
+        "official": OFFICIAL,
+        "paper": PAPER,
+        "sipe": SIPE,
+        "mctformer": MCTFORMER,
+        "seam_coco": SEAM_COCO,
+        "multinomial": MULTINOMIAL,
+    }
 
-    preset: Literal["official", "paper"] = setting("official", key=False)
-    """A whole set of values: the official code's or the paper's text."""
+    preset: Literal["official", "paper", "sipe", "mctformer", "seam_coco", "multinomial"] = setting("official", key=False)
+    """A whole set of values: the official code's or the paper's text; scaled and enlarged for SIPE, MCTformer, SEAM on COCO (section
+    5.1); the multinomial original of Table 4."""
     weight: float = bounded(1.0, 0, 100)
     """Factor of the loss (1; 0.1 for SIPE and MCTformer, 0.2 for SEAM on COCO)."""
     mu: float = bounded(2.5, -20, 20)
@@ -45,6 +60,8 @@ class FslConfig(Settings):
     """What shall be alike: the map over its maximum [the paper's choice], binomial posterior, raw scores, or multinomial posterior."""
     normalise: Literal["code", "paper"] = "code"
     """Gate r: (ReLU(s) - min - 1e-5) / (max - min + 1e-5), all of it in the gradient [code]; ReLU(s) / max, max a constant [paper]."""
+    classes: Literal["present", "all"] = "present"
+    """Which are compared: those of the picture's label (section 4.3), or all, as in the multinomial original, which that is newer than."""
     background: bool = setting(True)
     """A channel more, 1 - the largest of the classes [code; not in the paper]; with gate a the posterior of the background itself."""
     guard: float = bounded(1e-5, 0, 0.1)
@@ -123,7 +140,7 @@ class Fsl(nn.Module):
         return replace(out, losses={**out.losses, "fsl": s.weight * loss})
 
     def judgements(self, out: StepOutput, labels_nc: Tensor) -> Tensor:
-        """What the gate compares, (n, c or c + 1, h, w), the background first where there is one; classes without a label are 0."""
+        """What the gate compares, (n, c or c + 1, h, w), the background first where there is one; classes that are not compared are 0."""
         s = self.settings
         assert out.logits_nchw is not None
         classes = out.logits_nchw.shape[1]
@@ -136,7 +153,9 @@ class Fsl(nn.Module):
             scores = binomial_posterior(scores)
         elif s.gate == "a":
             scores = multinomial_posterior(scores)
-        y = scores[:, :classes] * labels_nc[:, :, None, None]
+        y = scores[:, :classes]
+        if s.classes == "present":
+            y = y * labels_nc[:, :, None, None]
         if not s.background:
             return y
         return torch.cat([scores[:, classes:] if s.gate == "a" else 1 - y.amax(1, keepdim=True), y], 1)

@@ -19,18 +19,21 @@ from seedbed.config import Settings, bounded, setting
 from seedbed.data.transforms import generator
 from seedbed.types import Batch, StepOutput, UserError
 
-OFFICIAL: dict[str, Any] = {"epsilon": 1e-5}
-PAPER: dict[str, Any] = {"epsilon": 0.0}
+OFFICIAL: dict[str, Any] = {"epsilon": 1e-5, "weight": 0.2, "scale": 1.0, "posterior": "binomial"}
+PAPER: dict[str, Any] = {**OFFICIAL, "epsilon": 0.0}
+TENTH: dict[str, Any] = {**OFFICIAL, "scale": 0.1}
+MULTINOMIAL: dict[str, Any] = {**OFFICIAL, "posterior": "multinomial", "weight": 0.6}
 
 
 @dataclass(frozen=True)
 class IslConfig(Settings):
     """Importance sampling loss; in brackets: paper / official code, where they differ."""
 
-    PRESETS: ClassVar = {"official": OFFICIAL, "paper": PAPER}
+    PRESETS: ClassVar = {"official": OFFICIAL, "paper": PAPER, "sipe": TENTH, "mctformer": TENTH, "multinomial": MULTINOMIAL}
 
-    preset: Literal["official", "paper"] = setting("official", key=False)
-    """A whole set of values: the official code's or the paper's text."""
+    preset: Literal["official", "paper", "sipe", "mctformer", "multinomial"] = setting("official", key=False)
+    """A whole set of values: the official code's or the paper's text; scaled for the rates of SIPE and MCTformer (section 5.1); the
+    multinomial original with its own weight (section 5.5)."""
     weight: float = bounded(0.2, 0, 1)
     """lambda: share of the sampled loss in the classification loss, the mean's keeps the rest (binomial 0.2, multinomial 0.6)."""
     scale: float = bounded(1.0, 0, 1)

@@ -27,7 +27,7 @@ class RefineConfig(Settings):
         "irn": {**_RIB, **_SEAM, "confident_foreground": 0.30, "confident_background": 0.05, "power": 1.0, "mask_background": 0.25},
         "psa": {**_RIB, **_SEAM, "alpha_high": 32.0, "affinitynet.lr": 0.1, "affinitynet.alpha": 16.0, "affinitynet.squarings": 8},
         "seam": {**_RIB, **_SEAM},
-        "hfpl": {**_RIB, **_SEAM, "alpha_low": 1.0},
+        "hfpl": {**_RIB, **_SEAM, "alpha_low": None, "alpha_high": None},
         "hfpl_multinomial": {**_RIB, **_SEAM, "alpha_low": 2.0, "alpha_high": 4.0},
     }
 
@@ -41,10 +41,11 @@ class RefineConfig(Settings):
     """IRN's training labels: an object is where the CRF says so with this constant background score. RIB: 0.35; IRN: 0.30."""
     confident_background: float = bounded(0.17, 0, 1)
     """IRN's training labels: background is where the CRF says so with this constant background score. RIB: 0.17; IRN: 0.05."""
-    alpha_low: float = bounded(4.0, 0, 1000, open_low=True)
-    """AffinityNet's training labels: exponent of the background score that makes objects small. PSA, SEAM: 4; HFPL: 1, multinomial 2."""
-    alpha_high: float = bounded(24.0, 0, 1000, open_low=True)
-    """AffinityNet's training labels: exponent that makes them large. PSA: 32; SEAM, HFPL: 24; multinomial 4."""
+    alpha_low: float | None = bounded(4.0, 0, 1000, open_low=True)
+    """AffinityNet's training labels: exponent of the background score that makes objects small. PSA, SEAM: 4; HFPL: 1, multinomial 2.
+    None: by what the classifier was trained with (HFPL, sections 5.1 and 5.5), 1 with ISL, 2 with a multinomial posterior, else 4."""
+    alpha_high: float | None = bounded(24.0, 0, 1000, open_low=True)
+    """AffinityNet's training labels: exponent that makes them large. PSA: 32; SEAM, HFPL: 24; multinomial 4. None: as alpha-low."""
     power: float = bounded(1.3, 0, 16, open_low=True)
     """IRN: exponent of the maps before they walk. RIB: 1.3; IRN: 1."""
     mask_background: float = bounded(0.27, 0, 1)
@@ -82,6 +83,17 @@ class RefineConfig(Settings):
         """Initial weights of the refinement's network; empty without one."""
         return {"irn": self.irn.weights, "affinitynet": self.affinitynet.weights}.get(self.method, "")
 
+    @property
+    def alphas(self) -> tuple[float, float]:
+        """Low and high; SEAM's where none are said."""
+        return 4.0 if self.alpha_low is None else self.alpha_low, 24.0 if self.alpha_high is None else self.alpha_high
+
+    def with_alphas(self, low: float, high: float) -> RefineConfig:
+        """With these where none are said."""
+        return self.replace(
+            alpha_low=low if self.alpha_low is None else self.alpha_low, alpha_high=high if self.alpha_high is None else self.alpha_high
+        )
+
     def ignores(self) -> bool:
         """Whether the training labels leave pixels out between two thresholds."""
         return self.labels == "thresholds" or (self.labels == "auto" and self.method != "affinitynet")
@@ -93,8 +105,9 @@ class RefineConfig(Settings):
                 flag = f"--{prefix}{pair}-foreground"
                 message = f"{flag} is {foreground}, below {pair}-background, {background}: a pixel would be object and background"
                 raise UserError(message, field=flag, remedy=f"give {pair}-foreground >= {pair}-background")
-        if self.method == "affinitynet" and self.alpha_low >= self.alpha_high:
+        low, high = self.alphas
+        if self.method == "affinitynet" and low >= high:
             flag = f"--{prefix}alpha-low"
-            raise UserError(f"{flag} is {self.alpha_low}, not below alpha-high", field=flag, remedy="give alpha-low < alpha-high")
+            raise UserError(f"{flag} is {low}, not below alpha-high, {high}", field=flag, remedy="give alpha-low < alpha-high")
         if self.method == "affinitynet":
             self.affinitynet.check_used(f"{prefix}affinitynet.")
