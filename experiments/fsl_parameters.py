@@ -10,8 +10,9 @@ Run time: about 4 min on one core for six draws of five classes; --smoke about 1
 Expected: mu best from 2.5 to 3, sigma flat from 5 to 15, docs/results.md. The gate is b: with r a mask can only shrink. The stop is ours.
 """
 
-from seedbed.analysis.fsl_study import FslStudy, command, run
-from seedbed.study import reported_errors
+from seedbed.analysis.fsl_run import command, explain, run
+from seedbed.analysis.fsl_study import FslStudy
+from seedbed.study import reported_errors, tracker_of
 
 STUDY = FslStudy()
 
@@ -19,4 +20,9 @@ SMOKE = {"draws": 2, "mus": (0.5, 2.5, 4.5), "sigmas": (2.0, 5.0, 10.0), "steps"
 
 if __name__ == "__main__":
     with reported_errors():
-        run(command(STUDY, SMOKE))
+        study = command(STUDY, SMOKE)
+        if study.explain:
+            print(explain(study))
+        else:
+            with tracker_of(study.out, study.tracking_uri) as record:
+                run(study, record)

@@ -119,14 +119,22 @@ def executor(experiment: Experiment, finished_on: str | None = None) -> Iterator
 
 @contextlib.contextmanager
 def tracker(experiment: Experiment) -> Iterator[Tracker]:
+    """The study's record."""
+    with tracker_of(experiment.folder(), experiment.run.tracking_uri) as record:
+        yield record
+
+
+@contextlib.contextmanager
+def tracker_of(out: str | os.PathLike[str], tracking_uri: str) -> Iterator[Tracker]:
     """MLflow where it is installed; the output folder has everything in any case."""
     from importlib.util import find_spec
+    from pathlib import Path
 
     from seedbed.local import NullTracker
 
-    if experiment.run.tracking_uri == "none" or find_spec("mlflow") is None:
+    if tracking_uri == "none" or find_spec("mlflow") is None:
         yield NullTracker()
         return
     from seedbed.runtime.tracking import MlflowTracker
 
-    yield MlflowTracker(experiment.folder(), experiment.run.tracking_uri)
+    yield MlflowTracker(Path(out), tracking_uri)

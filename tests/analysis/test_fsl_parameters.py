@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from seedbed.addons.fsl import feature_similarity_loss
 from seedbed.analysis import fsl_parameters as fsl
-from seedbed.analysis.fsl_study import PAPER, FslStudy, Pictures, command, run
+from seedbed.analysis.fsl_run import command, explain, run
+from seedbed.analysis.fsl_study import PAPER, FslStudy, Pictures
 from seedbed.data.shapes import ShapesConfig, make_shapes
 from seedbed.types import IGNORE, UserError
 
@@ -118,6 +120,34 @@ def test_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {(c["mu"], c["sigma"]) for c in json.loads(first)["curves"]} == {(1.0, 5.0), (2.5, 5.0)}
     again = run(study)
     assert np.array_equal(again.values, found.values)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["status"] == "FINISHED" and record["stages"][0]["computed"] == 0 and record["git"]
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_shapes(tmp_path / "shapes", ShapesConfig(train=60, val=4))
+    study = FslStudy(out=str(tmp_path / "out"), draws=2, mus=(2.5,), sigmas=(5.0,), steps=4, data=Pictures(store=str(store), split="train"))
+    fits, calls = fsl.fits, []
+
+    def stopped(*arguments: Any) -> np.ndarray:
+        calls.append(arguments[0].id)
+        if len(set(calls)) > 3:
+            raise KeyboardInterrupt
+        return fits(*arguments)
+
+    assert "runs" in explain(study)
+    monkeypatch.setattr(fsl, "fits", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(study)
+    monkeypatch.setattr(fsl, "fits", fits)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "KILLED"
+    assert "goes on" in explain(study) and "3 of" in explain(study)
+    found = run(study)
+    made = json.loads((tmp_path / "out" / "run.json").read_text())["stages"][0]
+    assert made["computed"] == len(found.subjects) - 3 and "found" in explain(study)
+    whole = run(study.replace(out=str(tmp_path / "other")))
+    assert np.array_equal(whole.values, found.values)
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["stages"][0]["digest"] == made["digest"]
 
 
 def test_command_line() -> None:

@@ -1,23 +1,17 @@
-"""The study of mu and sigma: which pictures, the loop over settings, and what is found."""
+"""The study of mu and sigma: its settings, and what is found."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-import torch
 
 from seedbed.analysis import fsl_parameters as fsl
 from seedbed.analysis.fsl_parameters import Setting, Subject
 from seedbed.config import Settings, bounded, nested, setting
-from seedbed.data.store import Store, open_store
 from seedbed.data.transforms import generator
-from seedbed.types import UserError
 
 PAPER: Setting = (2.5, 5.0)
 
@@ -38,6 +32,10 @@ class FslStudy(Settings):
     """Output folder."""
     smoke: bool = setting(False, key=False)
     """The whole study at a size that ends within two minutes."""
+    explain: bool = setting(False, key=False)
+    """Print whether the pictures would be looked at again, then exit."""
+    tracking_uri: str = setting("", key=False)
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else a sqlite file in the output folder; none: no MLflow."""
     seed: int = bounded(0, 0, 2**31)
     """Decides which pictures are drawn."""
     draws: int = bounded(10, 1, 1000)
@@ -113,74 +111,3 @@ class Found:
             mus[max((mu for mu in self.study.mus), key=lambda mu: score[order.index((mu, PAPER[1]))])] += 1
             sigmas[max((s for s in self.study.sigmas), key=lambda s: score[order.index((PAPER[0], s))])] += 1
         return mus, sigmas
-
-
-def command(default: FslStudy, smoke: Mapping[str, Any], arguments: Sequence[str] | None = None) -> FslStudy:
-    """The study as the command line asks for it, checked."""
-    import tyro
-
-    import __main__
-
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    about = (__main__.__doc__ or "").strip()
-    study = tyro.cli(FslStudy, default=default, args=given, description=about)
-    if study.smoke:
-        study = tyro.cli(FslStudy, default=default.replace(**smoke), args=given, description=about)
-    study.check()
-    for name, values in (("mus", study.mus), ("sigmas", study.sigmas)):
-        if not values:
-            raise UserError(f"--{name} is empty", field=f"--{name}", remedy="give at least one value")
-    return study
-
-
-def drawn(study: FslStudy, store: Store) -> list[Subject]:
-    """Of every class so many single-object pictures as there are draws, or as there are, in the order in which they are drawn."""
-    ids = store.ids(study.data.split)
-    if not store.has_mask(ids).any():
-        raise UserError(f"the pictures of {study.data.split} have no masks", field="--data.split", remedy="name a split with masks")
-    labels = store.labels(ids)
-    found: list[Subject] = []
-    for index in range(labels.shape[1]):
-        alone = [ident for ident, row in zip(ids, labels, strict=True) if row[index] and row.sum() == 1]
-        order = generator(study.seed, "fsl-parameters", store.info.classes[index]).permutation(len(alone))
-        mine: list[Subject] = []
-        for i in order:
-            candidate = fsl.subject(store[alone[i]])
-            if candidate is not None and candidate.class_index == index:
-                mine.append(candidate)
-            if len(mine) == study.draws:
-                break
-        found += mine
-    if not found:
-        raise UserError("no picture shows a single object", field="--data.split", remedy="name a split that has some")
-    return found
-
-
-def run(study: FslStudy) -> Found:
-    """Draws, optimises, scores; prints the table, writes numbers, figure and page to the output folder."""
-    from seedbed.analysis.fsl_page import told, write
-
-    if not study.data.store:
-        remedy = "python datasets/voc2012/prepare.py --devkit VOCdevkit --out STORE makes one"
-        raise UserError("no sample store is named", field="--data.store", remedy=remedy)
-    torch.set_num_threads(1)  # more of them change the last bits
-    start, store = time.monotonic(), open_store(study.data.store)
-    subjects = drawn(study, store)
-    order, kept = study.settings(), study.kept()
-    values = []
-    for i, one in enumerate(subjects):
-        values.append(fsl.fits(one, order, study.gate, study.steps, study.lr, kept))
-        if sys.stderr.isatty():
-            print(f"\r{i + 1} of {len(subjects)} pictures", end="", file=sys.stderr)
-    there, names = {s.class_index for s in subjects}, store.info.classes
-    missing = tuple(name for i, name in enumerate(names) if i not in there)
-    found = Found(study, subjects, tuple(names[i] for i in sorted(there)), missing, np.array(values))
-    for gate in get_args(fsl.Gate):
-        of_gate = found.values[:, order.index(PAPER)]
-        if gate != study.gate:
-            of_gate = np.array([fsl.fits(one, [PAPER], gate, study.steps, study.lr, kept)[0] for one in subjects])
-        found.gates[gate] = fsl.class_mean(of_gate, found.of)
-    lines = told(found)
-    print("\n".join(lines))
-    print(f"report: {write(found, lines, time.monotonic() - start)}")
-    return found
