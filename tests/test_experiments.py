@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from seedbed.addons import addon_class
+from seedbed.methods import method_class
 from seedbed.pipeline import Experiment, ShapesExperiment
 from seedbed.study import parse
+from seedbed.types import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 FROZEN = ("shapes", "data", "classifier", "cam", "scoring")
@@ -98,6 +101,17 @@ def test_cam_and_rib_have_their_own_recipe(method: str) -> None:
     )  # fmt: skip
     assert (study.isl.scale, study.fsl.weight, study.fsl.upsample) == (0.1, 0.1, 2)
     assert chosen("--method", method, "--isl.preset", "official").isl.scale == 1
+
+
+@pytest.mark.parametrize(("flag", "known"), [("--method", ("cam", "rib", "seam")), ("--addons", ("isl", "fsl"))])
+def test_an_unknown_name_lists_the_known(flag: str, known: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        chosen(flag, "mars")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "mars" in said and flag in said and all(f"'{name}'" in said for name in known)
+    with pytest.raises(UserError) as error:  # and from Python
+        method_class("mars") if flag == "--method" else addon_class("mars")
+    assert error.value.field == flag and all(name in error.value.remedy for name in known)
 
 
 # --- every script as a user runs it -------------------------------------------------------------------
