@@ -16,12 +16,12 @@ from seedbed.methods.rib import RibConfig
 from seedbed.pipeline import Experiment, ShapesExperiment
 from seedbed.study import run as run_study
 from seedbed.sweeps import space
-from seedbed.sweeps.conclusion import notes_of
 from seedbed.sweeps.cut import free_settings, share_runs
 from seedbed.sweeps.drive import Driver, absolute, explain, run
 from seedbed.sweeps.rib_tables import RIB_TABLES
 from seedbed.sweeps.settings import ShapesSweep, Sweep
 from seedbed.sweeps.tables import SweepResult, named, printed
+from seedbed.sweeps.view import notes_of
 from seedbed.types import UserError
 
 
@@ -200,7 +200,9 @@ def test_rows_carry_their_setting(reference: Path) -> None:
 
 
 def test_table_report_and_csv(reference: Path) -> None:
-    lines = list(csv.DictReader((reference / "table_5b.csv").read_text().splitlines()))
+    every = list(csv.DictReader((reference / "table_5b.csv").read_text().splitlines()))
+    assert [x["label"] for x in every if x["kind"] == "without network"] == ["whole picture", "centered box"]
+    lines = [x for x in every if x["kind"] == "trial"]
     assert [float(x["printed"]) for x in lines] == [54.0, 54.9, 56.5, 56.0, 55.9]
     assert all(float(x["low"]) <= float(x["difference"]) <= float(x["high"]) for x in lines if x["difference"])
     assert sum(not x["difference"] for x in lines) == 1, "the paper's own setting is what the others are compared with"
@@ -236,7 +238,7 @@ def test_a_trial_of_another_table_is_shared(reference: Path, tmp_path: Path) -> 
     result = sweep(tmp_path / "copy", search="grid", space=("rib.lr=0.001,0.002",), **{"rib.margin": 4.0})
     assert len(result.computed) == 1 and len(result.trials) == 2
     assert [r["label"] for r in csv.DictReader((tmp_path / "copy" / "table_grid.csv").read_text().splitlines())] == [
-        "CAM", "lr 0.001", "lr 0.002",
+        "CAM", "lr 0.001", "lr 0.002", "whole picture", "centered box",
     ]  # fmt: skip
 
 

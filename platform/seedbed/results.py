@@ -100,7 +100,7 @@ def _difference(study: Study, stage: str, split: str, of: Callable[[str, int], S
     if not runs or not set.intersection(*(set(side) for run in runs for side in run)):
         return None
     sides = {"first": {"method": names[0]}, "second": {"method": names[-1]}}
-    found = paired_over_seeds([(run[0], run[-1]) for run in runs], absent=e.scoring.absent(study.subset))
+    found = paired_over_seeds([(run[0], run[-1]) for run in runs], absent=e.scoring.absent(study.subset))["mIoU"]
     seeds = {"seeds": len(runs), "seeds_vary": e.seeds_vary}
     return {**sides, "stage": stage, "split": split, "metric": found.metric, **found.to_record(), **seeds}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -54,12 +53,14 @@ def paired_over_seeds(
     runs: Sequence[tuple[Mapping[str, Counts], Mapping[str, Counts]]],
     *,
     absent: Absent,
-    metric: Literal["mIoU", "F", "J_and_F"] = "mIoU",
+    metrics: Sequence[str] = ("mIoU",),
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> PairedDifference:
-    """The mean over random seeds of the difference of two methods, each run being (first, second): counts by id of the picture.
+) -> dict[str, PairedDifference]:
+    """Metric -> the mean over random seeds of the difference of two methods, each run being (first, second): counts by id of the picture.
+
+    metrics: of mIoU, F, J_and_F; all have the same resamples, whose counts are added up once.
 
     Pictures that not all have (one set them aside) are left out. A set score is no mean over pictures, so each resample adds up the counts
     of its pictures, the same in all runs and for both methods, and scores them.
@@ -71,22 +72,27 @@ def paired_over_seeds(
     sides = [[_stack([by_id[i] for i in ids]) for by_id in run] for run in runs]
     classes = runs[0][0][ids[0]][0].num_classes
 
-    def difference(weights: np.ndarray | None, rule: Absent) -> np.ndarray:
+    def differences(weights: np.ndarray | None, rule: Absent) -> np.ndarray:
+        """(metrics, b) points; b resamples of the weights, or without any the pictures one by one."""
         found = []
         for run in sides:
-            a, b = (_score(side if weights is None else weights @ side, classes, rule, metric) for side in run)
-            found.append(100 * (b - a))
-        return found[0] if len(found) == 1 else np.mean(found, axis=0)
+            a, b = (_scores(side if weights is None else weights @ side, classes, rule) for side in run)
+            found.append([100 * (b[metric] - a[metric]) for metric in metrics])
+        return np.asarray(found[0] if len(found) == 1 else np.mean(found, axis=0))
 
     rng = np.random.default_rng(seed)
-    drawn: list[float] = []
-    while len(drawn) < resamples:  # in blocks: 1,000 resamples of 10,000 pictures at once would take 80 MB
-        block = min(100, resamples - len(drawn))
-        drawn.extend(difference(rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=block).astype(np.float64), absent))
+    blocks: list[np.ndarray] = []
+    for begin in range(0, resamples, 100):  # 1,000 resamples of 10,000 pictures at once would take 80 MB
+        size = min(100, resamples - begin)
+        blocks.append(differences(rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=size).astype(np.float64), absent))
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
-    whole = difference(np.ones((1, len(ids))), absent)[0]
-    return PairedDifference(metric, float(whole), float(low), float(high), level, tuple(ids), difference(None, "truth"))
+    lows, highs = np.nanpercentile(np.concatenate(blocks, axis=1), [tail, 100 - tail], axis=1)
+    whole = differences(np.ones((1, len(ids))), absent)[:, 0]
+    single = differences(None, "truth")
+    return {
+        metric: PairedDifference(metric, float(whole[i]), float(lows[i]), float(highs[i]), level, tuple(ids), single[i])
+        for i, metric in enumerate(metrics)
+    }
 
 
 def counts_by_picture(folder: Path, classes: int, tolerance: float) -> dict[str, Counts]:
@@ -107,13 +113,11 @@ def _stack(counts: list[Counts]) -> np.ndarray:
     return np.stack([np.concatenate([j.hits, j.true, j.predicted, f.counts.ravel()]).astype(np.float64) for j, f in counts])
 
 
-def _score(sums: np.ndarray, classes: int, absent: Absent, metric: str) -> np.ndarray:
-    """(b,) set scores of (b, 7 c + 3) sums, in 0..1; NaN where nothing counts."""
+def _scores(sums: np.ndarray, classes: int, absent: Absent) -> dict[str, np.ndarray]:
+    """Metric -> (b,) set scores of (b, 7 c + 3) sums, in 0..1; NaN where nothing counts."""
     hits, true, predicted = sums[:, : 3 * (classes + 1)].reshape(-1, 3, classes + 1).swapaxes(0, 1)
     union = true + predicted - hits
     counted = counted_classes(true, union, absent)
     j = mean_over(np.nan_to_num(ratio(hits, union)), counted)
-    if metric == "mIoU":
-        return j
     f = mean_over(contour_f(sums[:, 3 * (classes + 1) :].reshape(-1, classes, 4)), counted[:, 1:])
-    return f if metric == "F" else (j + f) / 2
+    return {"mIoU": j, "F": f, "J_and_F": (j + f) / 2}

@@ -9,7 +9,7 @@ from typing import Any
 from seedbed.report.drawing import THEME, Figure, color_of
 from seedbed.report.result import StudyResult
 from seedbed.report.summary import Table, method_name, per_class, tables
-from seedbed.report.sweep import sweep_figure
+from seedbed.report.sweep_figure import sweep_figure
 
 REASONS = {
     "margin": "margin reached", "area": "area guard", "steps": "all steps run", "companions": "companions ran out",

@@ -54,7 +54,7 @@ DOUBTS: dict[str, tuple[str, ...]] = {
     "hfpl_table7": ("HFPL's section S.2 leaves out methods with saliency, yet its Table 7 lists CIAN and MCIS.",),
     "hfpl_table8": ("HFPL marks COCO-pretrained weights for SIPE Res101 only; its Table 8 uses the same weights for Spatial-BCE Res101.",),
 }
-"""Where a table contradicts its paper or another table; printed as footnotes."""
+"""Where a table contradicts its paper or another table, or does not say what it measures; printed as footnotes."""
 
 
 @dataclass

@@ -59,7 +59,7 @@ def _sentence(table: Table, base: Row | None, best: Row, apart: Value | None) ->
 
 def warnings(study: StudyResult) -> list[str]:
     """What may be wrong with the numbers themselves. The study's own first, then what the tables show; nothing twice."""
-    found = [*study.warnings, *_edges(study), *_companions(study), *_shown_nothing(study), *_set_aside(study)]
+    found = [*study.warnings, *_edges(study), *_companions(study), *_shown_nothing(study), *_trials_show_nothing(study), *_set_aside(study)]
     return list(dict.fromkeys(found))
 
 
@@ -108,6 +108,20 @@ def _shown_nothing(study: StudyResult) -> list[str]:
                     f"({best.values['mIoU'].text()}%): it has shown nothing."
                 )
     return found
+
+
+def _trials_show_nothing(study: StudyResult) -> list[str]:
+    """The same of the trials of a sweep."""
+    rows = [row for row in study.sweep.rows if "mIoU" in row.values] if study.sweep is not None else []
+    bare = max((row for row in rows if row.kind == "without network"), key=lambda row: row.values["mIoU"][0], default=None)
+    below = [row.label for row in rows if bare is not None and row.kind == "trial" and row.values["mIoU"][0] <= bare.values["mIoU"][0]]
+    if bare is None or not below:
+        return []
+    one, names = len(below) == 1, ", ".join(f"“{label}”" for label in below[:4])
+    return [
+        f"{names}{f' and {len(below) - 4} more trials' if len(below) > 4 else ''} {'does' if one else 'do'} not beat the {bare.label}, "
+        f"which needs no network ({bare.values['mIoU'][0]:.2f}% mIoU): {'it has' if one else 'they have'} shown nothing."
+    ]
 
 
 def _set_aside(study: StudyResult) -> list[str]:

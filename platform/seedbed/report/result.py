@@ -53,14 +53,27 @@ class SweepRow:
     """Metric -> mean over the random seeds, and standard deviation where there are several; empty where the trial failed."""
     printed: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
     """The same as the paper prints it."""
-    paired: Mapping[str, float] | None = None
-    """Against the reference row: difference, low, high (points), pictures."""
+    paired: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Metric -> against the reference row: difference, low, high (points), pictures."""
+    pictures: Sequence[int] = ()
+    """Pictures that the score of each random seed counts."""
     setting: Mapping[str, Any] = field(default_factory=dict)
+    x: float | None = None
+    """Place along the figure's axis, where the setting does not say it."""
+    group: str = ""
+    """Curve of the figure that the row is a point of; empty: its other settings say it."""
     curve: Sequence[float] = ()
     """mIoU of the cumulative map of every step k."""
     state: str = ""
-    """Of a trial: run, found, cut, stopped, or why it failed."""
+    """base; without network; of a trial: run now, found, cut, stopped, failed."""
     seconds: float | None = None
+    set_aside: Sequence[Mapping[str, str]] = ()
+    """{"id", "reason"} of every picture that this trial lost and the base did not."""
+
+    @property
+    def kind(self) -> str:
+        """trial, base or without network."""
+        return self.state if self.state in ("base", "without network") else "trial"
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,17 @@ class SweepTable:
     reference: str = ""
     """Label of the row that the others are compared with."""
     axis: str = ""
+    axis_name: str = ""
+    figure_metric: str = ""
     over_k: bool = False
     search: bool = False
     source: str = ""
     notes: Sequence[str] = ()
+
+    @property
+    def pictures(self) -> int:
+        """The most that any row's score counts."""
+        return max((n for row in self.rows for n in row.pictures), default=0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from seedbed.progress import duration
 from seedbed.report import summary
 from seedbed.report.result import StudyResult
-from seedbed.report.sweep import number, sweep_tables
+from seedbed.report.sweep import number, sweep_notes, sweep_tables
 
 FIGURE_GROUPS = (
     (
@@ -47,21 +47,30 @@ def sweep(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> dict[str, A
     """What a sweep's page begins with: its table, the notes to it, its figure, the trials."""
     if study.sweep is None or not (tables := sweep_tables(study.sweep)):
         return None
-    base = " and ".join(row.label for row in study.sweep.rows if not row.setting)
+    base = " and ".join(row.label for row in study.sweep.rows if row.kind == "base")
     beside = " beside what the paper prints" if any(row.printed for row in study.sweep.rows) else ""
     lead = f"Every trial{beside}{f'; {base} is what they share, without a setting of its own' if base else ''}."
     metric = study.sweep.metrics[0]
-    trials = [row for row in study.sweep.rows if row.setting and metric in row.values]
+    trials = [row for row in study.sweep.rows if row.kind == "trial" and metric in row.values]
+    best = max(trials, key=lambda row: row.values[metric][0], default=None)
     reached = ""
-    if trials:
-        best = max(trials, key=lambda row: row.values[metric][0])
+    if best is not None:
         count = len({json.dumps(row.setting, sort_keys=True) for row in trials})  # a paper's table may name one trial twice
-        reached = f"Best of {count} trials: {best.label}, {number(best.values[metric], 2)}% {summary.METRICS[metric]}."
+        reached = f"Best of {count} trials: {best.label}, {number(best.values[metric], 2)}% {summary.METRICS[metric]}"
+        if metric in best.paired:
+            apart, low, high = (summary.Value(best.paired[metric][name]).text(sign=True) for name in ("difference", "low", "high"))
+            reached += f"; {apart} points from {study.sweep.reference}, 95 % interval {low} to {high}"
+        reached += "."
     return {
+        "title": study.sweep.title,
         "lead": lead,
         "best": reached,
-        "tables": tables,
-        "notes": study.sweep.notes,
+        "best_label": "" if best is None else best.label,
+        "best_value": None if best is None else summary.Value(*best.values[metric]),
+        "metric": summary.METRICS[metric],
+        "open": [table for table in tables if table.get("open")],
+        "closed": [table for table in tables if not table.get("open")],
+        "notes": sweep_notes(study.sweep),
         "figures": [f for f in drawn if f["name"] == "sweep"],
     }
 

@@ -1,65 +1,162 @@
-"""What is shown of a sweep: its table in the paper's shape, and its figure."""
+"""What is shown of a sweep: its table in the paper's shape, the differences from the reference row, the trials with their settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from seedbed.report.drawing import THEME, Draw, Figure
+from seedbed.report.published import doubts
 from seedbed.report.result import SweepRow, SweepTable
 from seedbed.report.summary import METRICS, Kind, Value
 
-COLORS = ("rib", "third", "fourth", "cam")
-MARKERS = ("o", "s", "^", "D")
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    cells: Sequence[str]
+    rank: int = 0
+    """Where there is no room the column of the highest rank goes first; 0: it stays."""
+    brief: Sequence[str] | None = None
+    """Shorter cells, taken before any column goes."""
+    kept: bool = False
+    """Shortened early by its rank, but never left out."""
 
 
-def sweep_cells(sweep: SweepTable) -> tuple[list[str], list[tuple[Kind, list[str]]]]:
-    """Headings, and for every row its kind and cells: ours, the paper's, the paired difference with its interval, the state."""
-    printed = any(row.printed for row in sweep.rows)
-    paired = any(row.paired for row in sweep.rows)
-    heads = [""]
-    for metric in sweep.metrics:
+def sweep_columns(sweep: SweepTable) -> list[Column]:
+    """Ours and the paper's for each metric; the paired difference where there is one metric alone; what became of the trial."""
+    rows = sweep.rows
+    printed = any(row.printed for row in rows)
+    found = [Column("", [_label(sweep, row) for row in rows])]
+    for i, metric in enumerate(sweep.metrics):
         name = METRICS.get(metric, metric)
-        heads += [f"{name}, ours", *(["paper"] if printed else [])]
-    heads += [*(["− reference", "95 % interval"] if paired else []), ""]
-    rows: list[tuple[Kind, list[str]]] = []
-    for row in sweep.rows:
-        cells = [row.label + (" *" if row.label == sweep.reference else "")]
-        for metric in sweep.metrics:
-            cells.append(number(row.values.get(metric), 2))
-            if printed:
-                cells.append(number(row.printed.get(metric), 1))
-        if paired:
-            cells += difference(row)
-        kind: Kind = "method" if row.values else "failed"
-        rows.append(("without network" if row.state == "base" and kind == "method" else kind, [*cells, row.state]))
-    return heads, rows
+        values = [row.values.get(metric) for row in rows]
+        found.append(Column(f"{name}, ours" if printed else name, [number(v, 2) for v in values], 10 * i, _bare(values, 2) if i else None))
+        if printed:
+            values = [row.printed.get(metric) for row in rows]
+            found.append(Column("paper", [number(v, 1) for v in values], 10 * i + 5, _bare(values, 1)))
+    if len(sweep.metrics) == 1 and any(row.paired for row in rows):
+        found += _difference(sweep, sweep.metrics[0], "− reference", 3)
+    states = [", ".join(filter(None, (_pictures(sweep, row), row.state))) for row in rows]
+    brief = [", ".join(filter(None, (_pictures(sweep, row), row.state if _notable(row) else ""))) for row in rows]
+    return [*found, Column("", states, 99, brief, kept=True)]
+
+
+def difference_columns(sweep: SweepTable) -> list[Column]:
+    """Of a table with several metrics: the paired difference of each, for the rows that have one; else nothing."""
+    rows = [row for row in sweep.rows if row.paired]
+    if len(sweep.metrics) < 2 or not rows:
+        return []
+    mine = replace(sweep, rows=rows)
+    found = [Column("", [_label(mine, row) for row in rows])]
+    for i, metric in enumerate(sweep.metrics):
+        found += _difference(mine, metric, METRICS.get(metric, metric), 10 * i)
+    counts = [_paired_pictures(row) for row in rows]
+    return [*found, Column("pictures", [f"{n:,}" for n in counts], 0 if len({*counts, sweep.pictures}) > 1 else 90)]
+
+
+def difference_title(sweep: SweepTable) -> str:
+    return f"Differences from {sweep.reference}, paired over the pictures: {sweep.stage} on {sweep.split}, points"
+
+
+def kinds(rows: Sequence[SweepRow]) -> list[Kind]:
+    """How each row is set."""
+    return ["without network" if row.kind == "without network" else "method" if row.values else "failed" for row in rows]
+
+
+def sweep_notes(sweep: SweepTable) -> list[str]:
+    """What belongs beneath the table: its own notes, pictures that are missing, and what is doubtful in the printed values."""
+    found = list(sweep.notes)
+    if any(_pictures(sweep, row) for row in sweep.rows):
+        found.append(
+            f"Not of all {sweep.pictures:,} pictures, where the row says so: differences are over the pictures that both rows have."
+        )
+    if any(row.printed for row in sweep.rows):
+        named = re.findall(r"(?:rib|hfpl)_table\w+", sweep.source)
+        found += [line for lines in doubts((), dict.fromkeys(named)).values() for line in lines]
+    return list(dict.fromkeys(found))
+
+
+def fitting(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
+    """As many of the columns as have room, and the headings of those that have none; a label that is too long even then is cut."""
+    found, left_out = list(columns), []
+    by_rank = sorted(columns, key=lambda column: -column.rank)
+    for column in by_rank:
+        if column.brief is not None and _wide(found) > width:
+            found[found.index(column)] = replace(column, cells=column.brief, brief=None)
+    for column in sorted(found, key=lambda column: -column.rank):
+        if column.rank and not column.kept and _wide(found) > width:
+            at = found.index(column)
+            left_out.append(column.head if column.head != "paper" else f"{found[at - 1].head.partition(',')[0]} of the paper")
+            del found[at]
+    found = [column for column in found if column.head or any(column.cells)]
+    if (over := _wide(found) - width) > 0:
+        room = max(12, max(map(len, found[0].cells)) - over)
+        found[0] = replace(found[0], cells=[c if len(c) <= room else c[: room - 1] + "…" for c in found[0].cells])
+    return found, left_out[::-1]
+
+
+def _wide(columns: Sequence[Column]) -> int:
+    return sum(max(map(len, (column.head, *column.cells))) + 2 for column in columns)
+
+
+def _label(sweep: SweepTable, row: SweepRow) -> str:
+    return row.label + (" *" if row.label == sweep.reference else "")
 
 
 def number(value: tuple[float, float | None] | None, digits: int) -> str:
     return "" if value is None else Value(*value).text(digits=digits)
 
 
-def difference(row: SweepRow) -> list[str]:
-    if row.paired is None:
-        return ["", ""]
-    signed = [Value(row.paired[name]).text(sign=True) for name in ("difference", "low", "high")]
-    return [signed[0], f"{signed[1]} to {signed[2]}"]
+def _bare(values: Sequence[tuple[float, float | None] | None], digits: int) -> list[str]:
+    return ["" if value is None else Value(value[0]).text(digits=digits) for value in values]
+
+
+def _difference(sweep: SweepTable, metric: str, head: str, rank: int) -> list[Column]:
+    apart, interval = [], []
+    for row in sweep.rows:
+        found = row.paired.get(metric)
+        signed = [Value(found[name]).text(sign=True) for name in ("difference", "low", "high")] if found else ["", "", ""]
+        apart.append(signed[0])
+        interval.append(f"{signed[1]} to {signed[2]}" if found else "")
+    return [Column(head, apart, rank), Column("95 % interval", interval, rank + 1)]
+
+
+def _paired_pictures(row: SweepRow) -> int:
+    return int(next((d["pictures"] for d in row.paired.values() if "pictures" in d), 0))
+
+
+def _pictures(sweep: SweepTable, row: SweepRow) -> str:
+    """`8 of 10 pictures` where the row lost some; over how many it is paired where the reference lost some."""
+    most, mine = sweep.pictures, sorted(set(row.pictures))
+    lost = f"{' to '.join(f'{n:,}' for n in (mine[0], mine[-1])[: len(mine)])} of {most:,} pictures" if mine and mine[0] < most else ""
+    both = _paired_pictures(row)
+    return lost + (f"{', ' if lost else ''}paired over {both:,}" if both and both != (mine[0] if mine else most) else "")
+
+
+def _notable(row: SweepRow) -> bool:
+    return row.state.startswith(("failed", "not run", "stopped"))
 
 
 def sweep_tables(sweep: SweepTable) -> list[dict[str, Any]]:
-    """For the page: the paper's shape, and every trial with its setting."""
-    heads, rows = sweep_cells(sweep)
+    """For the page: the paper's shape and the differences, open; every trial with its setting and what it set aside, to be opened."""
     title = f"{sweep.title}: {sweep.stage} on {sweep.split}, percent"
-    shape: dict[str, Any] = {"title": title, "heads": ["trial", *heads[1:-1], "state"], "rows": [cells for _, cells in rows]}
+    found = [
+        {**_as_table(title, sweep_columns(sweep)), "open": True, "kinds": kinds(sweep.rows)},
+        {**_as_table(difference_title(sweep), difference_columns(sweep)), "open": True},
+    ]
     names = list(dict.fromkeys(name for row in sweep.rows for name in row.setting))
     trials = []
     for row in sweep.rows:
         values = [number(row.values.get(m), 2) for m in sweep.metrics]
         if row.setting:
             seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
-            trials.append([row.label, *(_plain(row.setting.get(name, "")) for name in names), *values, seconds])
-    found = [shape, {"title": "Trials and their settings", "heads": ["trial", *names, *sweep.metrics, "seconds"], "rows": trials}]
+            trials.append([row.label, *(plain(row.setting.get(name, "")) for name in names), *values, seconds])
+    heads = ["trial", *names, *(METRICS.get(m, m) for m in sweep.metrics), "seconds"]
+    found.append({"title": "Trials and their settings", "heads": heads, "rows": trials})
+    aside = [[row.label, entry["id"], entry["reason"]] for row in sweep.rows for entry in row.set_aside]
+    found.append({"title": "Pictures that trials set aside", "heads": ["trial", "picture", "reason"], "rows": aside})
     curves = [row for row in sweep.rows if row.curve]
     if curves:
         longest = max(len(row.curve) for row in curves)
@@ -68,138 +165,13 @@ def sweep_tables(sweep: SweepTable) -> list[dict[str, Any]]:
     return [table for table in found if table["rows"]]
 
 
-def _plain(value: Any) -> str:
+def _as_table(title: str, columns: Sequence[Column]) -> dict[str, Any]:
+    heads = ["trial", *(column.head or "state" for column in columns[1:])]
+    return {"title": title, "heads": heads, "rows": [list(cells) for cells in zip(*(c.cells for c in columns), strict=True)]}
+
+
+def plain(value: Any) -> str:
+    """A setting's value in words."""
+    if isinstance(value, list | tuple):
+        return " + ".join(map(plain, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def sweep_figure(sweep: SweepTable) -> Figure | None:
-    """Over k, over the table's axis, over every varied setting of a search, or a bar for each row."""
-    metric = sweep.metrics[0]
-    rows = [row for row in sweep.rows if metric in row.values]
-    if not any(row.setting for row in rows):
-        return None
-    if sweep.over_k and any(row.curve for row in rows):
-        draw, size = _steps(rows, metric), (5.6, 3.6)
-    elif sweep.search:
-        draw, size = _scatter(rows, metric), (6.4, 3.2)
-    elif sweep.axis and len({row.setting.get(sweep.axis) for row in rows if row.setting} - {None}) > 1:
-        draw, size = _axis(rows, metric, sweep.axis), (6.4, 3.2)
-    else:
-        draw, size = _bars(rows, metric), (6.4, 1.0 + 0.42 * len(rows))
-    words = "; ".join(f"{row.label}: {number(row.values[metric], 2)}" for row in rows)
-    ours = f"{METRICS.get(metric, metric)} of the {sweep.stage} on {sweep.split}."
-    beside = " On the right the paper's values, on a scale of their own: compare the shapes." if len(_panels(rows, metric)) > 1 else ""
-    return Figure("sweep", sweep.title, ours + beside, f"{sweep.title}. {words}.", size, draw)
-
-
-def _color(i: int) -> str:
-    return THEME[COLORS[i % len(COLORS)]]
-
-
-Pick = Callable[[SweepRow], tuple[float, float | None] | None]
-
-
-def _panels(rows: Sequence[SweepRow], metric: str) -> list[tuple[str, Pick]]:
-    """Ours, and the paper's where it prints more than one trial: on two scales, since the networks are seldom the same."""
-    panels: list[tuple[str, Pick]] = [("ours", lambda row: row.values.get(metric))]
-    if sum(metric in row.printed for row in rows if row.setting) > 1:
-        panels.append(("paper", lambda row: row.printed.get(metric)))
-    return panels
-
-
-def _base_line(axes: Any, rows: Sequence[SweepRow], pick: Pick) -> None:
-    for row in rows:
-        if not row.setting and (value := pick(row)) is not None:
-            axes.axhline(value[0], color=THEME["cam"], linewidth=1.2, linestyle=(0, (4, 2)))
-            axes.annotate(
-                f"{row.label} {value[0]:.1f}", (1, value[0]), (-2, -11), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", color=THEME["cam"],
-            )  # fmt: skip
-
-
-def _steps(rows: Sequence[SweepRow], metric: str) -> Draw:
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        for i, row in enumerate(r for r in rows if r.curve):
-            axes.plot(range(len(row.curve)), row.curve, color=_color(i), marker=MARKERS[i % 4], markersize=4, label=row.label)
-        _base_line(axes, rows, _panels(rows, metric)[0][1])
-        axes.margins(y=0.15)
-        axes.set_xlabel("k, steps added up in the map")
-        axes.set_ylabel("mIoU, %")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        canvas.legend(loc="outside upper left", ncols=3, frameon=False)
-
-    return draw
-
-
-def _axis(rows: Sequence[SweepRow], metric: str, axis: str) -> Draw:
-    """A line for each combination of the other settings; rows without the axis' setting are lines across."""
-    groups: dict[str, list[SweepRow]] = {}
-    for row in rows:
-        if axis in row.setting:
-            others = {k: v for k, v in row.setting.items() if k not in (axis, "rib.companions")}
-            name = ", ".join(f"{k.rpartition('.')[2]} {_plain(v)}" for k, v in others.items())
-            groups.setdefault(name, []).append(row)
-    panels = _panels(rows, metric)
-
-    def draw(canvas: Any) -> None:
-        for axes, (title, pick) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for i, (name, mine) in enumerate(groups.items()):
-                found = sorted((r.setting[axis], *value) for r in mine if (value := pick(r)) is not None)
-                x, y, spread = [v[0] for v in found], [v[1] for v in found], [v[2] or 0.0 for v in found]
-                axes.errorbar(x, y, spread, color=_color(i), marker=MARKERS[i % 4], markersize=6, capsize=3, label=name or None)
-            across = [r for r in rows if r.setting and axis not in r.setting]
-            for i, row in enumerate(across):
-                if (value := pick(row)) is not None:
-                    axes.axhline(value[0], color=_color(i + len(groups)), linewidth=1.4, label=row.label)
-            _base_line(axes, rows, pick)
-            axes.margins(x=0.08, y=0.18)
-            axes.set_xlabel(axis)
-            axes.set_title(title, fontsize=10, loc="left")
-        canvas.axes[0].set_ylabel(f"{METRICS.get(metric, metric)}, %")
-        if len(handles := canvas.axes[0].get_legend_handles_labels()[0]):
-            canvas.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
-
-    return draw
-
-
-def _bars(rows: Sequence[SweepRow], metric: str) -> Draw:
-    panels = _panels(rows, metric)
-
-    def draw(canvas: Any) -> None:
-        where = list(range(len(rows), 0, -1))
-        for axes, (title, pick) in zip(canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
-            values = {y: value for y, row in zip(where, rows, strict=True) if (value := pick(row)) is not None}
-            for y, (mean, std) in values.items():
-                color = THEME["rib"] if rows[where.index(y)].setting else THEME["cam"]
-                axes.barh(y, mean, 0.62, color=color, xerr=std, ecolor=THEME["ink"])
-                axes.annotate(f"{mean:.1f}", (mean + (std or 0.0), y), (4, -3), textcoords="offset points", color=THEME["soft"])
-            means = [mean for mean, _ in values.values()]
-            room = max(max(means) - min(means), 1.0)
-            axes.set_xlim(max(0.0, min(means) - room), max(means) + 0.5 * room)  # bars that begin at 0 would all look alike
-            axes.set_yticks(where, [row.label for row in rows])
-            axes.set_xlabel(f"{METRICS.get(metric, metric)}, %")
-            axes.set_title(title, fontsize=10, loc="left")
-            axes.grid(False, axis="y")
-
-    return draw
-
-
-def _scatter(rows: Sequence[SweepRow], metric: str) -> Draw:
-    """A small figure for each varied setting."""
-    trials = [row for row in rows if row.setting]
-    names = list(dict.fromkeys(name for row in trials for name in row.setting))
-
-    def draw(canvas: Any) -> None:
-        many = canvas.subplots(1, len(names), sharey=True, squeeze=False)[0]
-        for i, (axes, name) in enumerate(zip(many, names, strict=True)):
-            mine = [(row.setting[name], row.values[metric][0]) for row in trials if name in row.setting]
-            x = [str(v) if not isinstance(v, int | float) else v for v, _ in mine]
-            axes.plot(x, [v for _, v in mine], "o", color=_color(i), markersize=5)
-            numbers = [v for v in x if isinstance(v, int | float) and v > 0]
-            if len(numbers) == len(x) and max(numbers) > 30 * min(numbers):
-                axes.set_xscale("log")
-            axes.set_xlabel(name)
-        many[0].set_ylabel(f"{METRICS.get(metric, metric)}, %")
-
-    return draw

@@ -11,13 +11,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from seedbed.report import reading
 from seedbed.report.result import StudyResult, SweepTable
 from seedbed.report.summary import METRICS, Kind, Row, Table, classifier_line, coverage_line, tables
-from seedbed.report.sweep import sweep_cells
+from seedbed.report.sweep import Column, difference_columns, difference_title, fitting, kinds, sweep_columns, sweep_notes
 
 PAPERS_SHOWN = 6
 
@@ -115,18 +116,32 @@ def _print_table(table: Table, console: Any, stream: TextIO, width: int) -> None
 
 
 def _print_sweep(sweep: SweepTable, console: Any, stream: TextIO, width: int) -> None:
-    heads, every = sweep_cells(sweep)
-    rows = every[:TRIALS] if sweep.search else every
-    title = f"{sweep.title}: {sweep.stage} on {sweep.split}, percent"
+    trials = [row for row in sweep.rows if row.kind == "trial"]
+    hidden = {id(row) for row in trials[TRIALS:]} if sweep.search else set()
+    shown = replace(sweep, rows=[row for row in sweep.rows if id(row) not in hidden])
+    _print_columns(
+        f"{sweep.title}: {sweep.stage} on {sweep.split}, percent", sweep_columns(shown), kinds(shown.rows), console, stream, width
+    )
+    if apart := difference_columns(shown):
+        _print_columns(difference_title(sweep), apart, ["method"] * len(apart[0].cells), console, stream, width)
+    if hidden:
+        _say(f"{len(hidden)} more trials stand in the report.", console, stream, width, "dim")
+    for note in sweep_notes(shown):
+        _say(note, console, stream, width, "dim", indent=3)
+
+
+def _print_columns(title: str, columns: Sequence[Column], kind: Sequence[Kind], console: Any, stream: TextIO, width: int) -> None:
+    """As many columns as have room."""
+    columns, left_out = fitting(columns, width)
+    heads = [column.head for column in columns]
+    rows = [(k, list(cells)) for k, cells in zip(kind, zip(*(column.cells for column in columns), strict=True), strict=True)]
     if console is None:
         print(f"\n{title}\n{_aligned(heads, rows)}", file=stream)
     else:
         console.print()
         console.print(_rich_table(title, heads, rows))
-    if len(rows) < len(every):
-        _say(f"{len(every) - len(rows)} more trials stand in the report.", console, stream, width, "dim")
-    for note in sweep.notes:
-        _say(note, console, stream, width, "dim", indent=3)
+    if left_out:
+        _say(f"No room here for: {', '.join(left_out)}. The report has every column.", console, stream, width, "dim")
 
 
 def _used(table: Table) -> dict[str, str]:
@@ -142,7 +157,7 @@ def _rich_table(title: str, heads: Sequence[str], rows: Sequence[tuple[Kind, lis
         box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", show_edge=False, padding=(0, 1, 0, 0), header_style="dim"
     )
     for i, head in enumerate(heads):
-        out.add_column(head, justify="left" if i in (0, len(heads) - 1) else "right", no_wrap=True)
+        out.add_column(head, justify="left" if i in _left(heads) else "right", no_wrap=True)
     for i, (kind, row) in enumerate(rows):
         style = STYLES[kind]
         if kind == "failed":
@@ -155,9 +170,14 @@ def _rich_table(title: str, heads: Sequence[str], rows: Sequence[tuple[Kind, lis
     return out
 
 
+def _left(heads: Sequence[str]) -> set[int]:
+    """Columns of words: the first, and a last one without a heading."""
+    return {0, len(heads) - 1} if not heads[-1] else {0}
+
+
 def _aligned(heads: Sequence[str], rows: Sequence[tuple[Kind, list[str]]]) -> str:
     lines = [list(heads), *(row for _, row in rows)]
-    widths, edge = _widths(lines), (0, len(heads) - 1)
+    widths, edge = _widths(lines), _left(heads)
     text = []
     for line in lines:
         padded = [cell.ljust(w) if i in edge else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]

@@ -31,6 +31,10 @@ class Line:
     printed: Printed = field(default_factory=dict)
     default: bool = False
     """The paper's own setting: the others are compared with it."""
+    x: float | None = None
+    """Place along the figure's axis, where the setting does not say it."""
+    curve: str = ""
+    """Name of the figure's curve that the row is a point of; empty: its other settings name it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class PaperTable:
     """What every trial is set to beside its own setting."""
     axis: str = ""
     """Setting along the figure's axis; empty: a bar for each row."""
+    axis_name: str = ""
+    """The axis in words; empty: the setting's name."""
+    figure_metric: str = ""
+    """Metric that the figure shows; empty: the first of the table."""
     over_k: bool = False
     """The figure shows the scores over the steps k of each trial."""
     source: str = ""

@@ -19,7 +19,7 @@ from seedbed.local import LocalExecutor, NullTracker, Shown, reason
 from seedbed.pipeline import Experiment
 from seedbed.plan import Plan
 from seedbed.progress import Progress
-from seedbed.results import runs_over_k
+from seedbed.results import ends, runs_over_k
 from seedbed.stages import Study
 from seedbed.sweeps.cut import cutting
 from seedbed.sweeps.space import Setting
@@ -128,6 +128,7 @@ def run_trial(trial: Trial, report: Report | None = None) -> Record:
                 "status": "finished",
                 "setting": trial.setting,
                 "rows": rows,
+                "ends": ends(study),
                 "over_k": {str(seed): run for seed, run in runs_over_k(study, study.method).items()},
                 "stages": [{"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed} for s in study.summaries],
                 "scored": {str(seed): scored_stage(study, seed) for seed in study.seeds},
