@@ -175,6 +175,24 @@ def made(table: PaperTable, **changes: Any) -> SweepTable:
     return SweepTable(**kept, source=table.source, rows=rows, reference=next(x.label for x in table.lines if x.default), **changes)
 
 
+def test_figure_6_is_drawn_as_the_paper_draws_it() -> None:
+    """J&F over lambda, 0 included, a curve without and one with FSL; one value of it is printed, in Table 5."""
+    table = ISL_TABLES["fig6"](Sweep(name="x", method="seam", addons=("isl",), table="fig6"))
+    printed = [line for line in table.lines if line.printed]
+    assert [line.label for line in printed] == ["SEAM+ISL, lambda = 1"] and printed[0].printed["J_and_F"] == (52.1, 0.4)
+    from matplotlib.figure import Figure as Canvas
+
+    figure = sweep_figure(made(table))
+    assert figure is not None and figure.caption.startswith("J&F")
+    canvas = Canvas(figsize=figure.size, layout="constrained")
+    figure.draw(canvas)
+    (axes,) = canvas.axes
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("J&F, %", "lambda, the weight of ISL")
+    drawn = [bars.lines[0].get_xdata().tolist() for bars in axes.containers]
+    assert drawn == [[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]] * 2 and not [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["ISL", "ISL + FSL"]
+
+
 @pytest.mark.parametrize("words", ["ISL", "a curve of very many words that tell every setting of the trials that are its points"])
 def test_a_legend_is_not_cut_off(words: str) -> None:
     lines = [

@@ -6,6 +6,8 @@ All on SEAM, and all of the final segmentation. AffinityNet's alphas go with the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from seedbed.pipeline import Experiment
 from seedbed.sweeps.space import Setting
 from seedbed.sweeps.tables import Line, PaperTable, TableOf, printed
@@ -24,19 +26,25 @@ def _trained(*addons: str, **settings: object) -> Setting:
 
 def weights(base: Experiment) -> PaperTable:
     """Fig. 6: the weight of ISL, without and with FSL; weight 0 is the training without it."""
+    # Table 5 is at weight 1 and without FSL: its row of the base's number of positions is a point of this figure.
+    at_one = printed("hfpl_table5", note=f"pixels={base.isl.samples}")
     lines = []
     for fsl in ((), ("fsl",)):
         for weight in WEIGHTS:
             label = f"{base.method.upper()}+ISL{'+FSL' if fsl else ''}, lambda = {weight:g}"
+            curve = "ISL + FSL" if fsl else "ISL"
             if weight == 0 and not fsl:
-                lines.append(Line(label, None, base.method))
+                lines.append(Line(label, None, base.method, x=0.0, curve=curve))
             elif weight == 0:
-                lines.append(Line(label, {**_trained("fsl"), **PLAIN}))
+                lines.append(Line(label, {**_trained("fsl"), **PLAIN}, x=0.0, curve=curve))
             else:
                 setting = {**_trained("isl", *fsl, isl__weight=weight), **BINOMIAL}
-                lines.append(Line(label, setting, default=weight == 0.2 and bool(fsl)))
+                value = at_one if weight == 1 and not fsl else {}
+                lines.append(Line(label, setting, printed=value, default=weight == 0.2 and bool(fsl), x=weight, curve=curve))
     note = "printed gains in J&F: 1.6 of lambda 0.2 over 0, and 2.2 more with FSL (section 5.5); the curves themselves are a figure"
-    return _table("fig6", "Weight of ISL (HFPL, Fig. 6)", lines, "train", "isl.weight", "HFPL, Fig. 6", note)
+    source = f"HFPL, Fig. 6; the value at lambda = 1 from hfpl_table5 at N = {base.isl.samples}"
+    table = _table("fig6", "Weight of ISL (HFPL, Fig. 6)", lines, "train", "isl.weight", source, note)
+    return replace(table, axis_name="lambda, the weight of ISL", figure_metric="J_and_F")
 
 
 def samples(base: Experiment) -> PaperTable:
@@ -44,8 +52,9 @@ def samples(base: Experiment) -> PaperTable:
     lines = []
     for n in SAMPLES:
         setting = {**_trained("isl", isl__weight=1.0, isl__samples=n), **BINOMIAL}
-        lines.append(Line(f"N = {n}", setting, printed=printed("hfpl_table5", note=f"pixels={n}"), default=n == 10))
-    return _table("5", "Drawn positions N (HFPL, Table 5)", lines, "train", "isl.samples", "hfpl_table5")
+        lines.append(Line(f"N = {n}", setting, printed=printed("hfpl_table5", note=f"pixels={n}"), default=n == 10, curve="ISL"))
+    table = _table("5", "Drawn positions N (HFPL, Table 5)", lines, "train", "isl.samples", "hfpl_table5")
+    return replace(table, axis_name="N, positions drawn for each class")
 
 
 def posteriors(base: Experiment) -> PaperTable:
@@ -72,7 +81,8 @@ def gates(base: Experiment) -> PaperTable:
         Line(f"gate {gate}", {**_trained("fsl", fsl__gate=gate), **PLAIN}, printed=printed("claims", note=note), default=gate == "r")
         for gate, note in names.items()
     ]
-    return _table("gate", "Gate of FSL (HFPL, section 5.5)", lines, "val", "", "HFPL, section 5.5")
+    note = "HFPL's section 5.5 does not print the split of the two gates' scores; val is inferred from Table 4"
+    return _table("gate", "Gate of FSL (HFPL, section 5.5)", lines, "val", "", "HFPL, section 5.5", note)
 
 
 def _table(name: str, title: str, lines: list[Line], split: str, axis: str, source: str, note: str = "") -> PaperTable:

@@ -42,7 +42,7 @@ def margins(base: Experiment) -> PaperTable:
         mine = {"rib.margin": scaled(base.rib.margin, M, float(m)), "rib.lr": scaled(base.rib.lr, LR, lr)}
         label = f"m = {mine['rib.margin']:g}, lambda = {mine['rib.lr']:g}"
         value = printed("rib_table5b", note=f"m={m}; lambda={text}")
-        lines.append(Line(label, mine, printed=value, default=(m, lr) == (M, LR)))
+        lines.append(Line(label, mine, printed=value, default=(m, lr) == (M, LR), curve=f"lambda = {mine['rib.lr']:g}"))
     note = "" if (base.rib.margin, base.rib.lr) == (M, LR) else f"m and lambda as multiples of {base.rib.margin:g} and {base.rib.lr:g}"
     return PaperTable(
         name="5b",
@@ -50,6 +50,7 @@ def margins(base: Experiment) -> PaperTable:
         lines=tuple(lines),
         base=CAM,
         axis="rib.margin",
+        axis_name="margin m",
         source="rib_table5b",
         note=note,
     )
@@ -63,7 +64,9 @@ def pooling(base: Experiment) -> PaperTable:
     ]
     for tau in (0.3, 0.4, 0.5):
         value = printed("rib_table5c", method="RIB-GNDRP", note=f"tau={tau}")
-        lines.append(Line(f"RIB-GNDRP (tau = {tau})", {"rib.tau": tau, "rib.pooling": "gndrp"}, printed=value, default=tau == 0.4))
+        lines.append(
+            Line(f"RIB-GNDRP (tau = {tau})", {"rib.tau": tau, "rib.pooling": "gndrp"}, printed=value, default=tau == 0.4, curve="RIB-GNDRP")
+        )
     title = "Pooling and its threshold tau (RIB, Table 5c)"
     return PaperTable(name="5c", title=title, lines=tuple(lines), base=CAM, axis="rib.tau", source="rib_table5c")
 
