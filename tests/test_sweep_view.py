@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from test_sweeping import tiny
 from whole_study import WHOLE
@@ -69,8 +70,9 @@ def test_a_trial_that_lost_pictures_is_marked_and_named(lossy: tuple[Path, str])
     records = [json.loads(p.read_text()) for p in (out / "trials").glob("*.json")]
     first, second = (entry["id"] for record in records for entry in record["set_aside"])
     for text in (html, " ".join(said.split())):
-        assert "8 of 10 pictures" in text and f"diverging: 2 pictures were set aside ({first} and {second}: {WHY})" in text
+        assert "8 of 10 pictures" in text and f"“diverging”: 2 pictures were set aside ({first} and {second}: {WHY})" in text
         assert text.count("pictures were set aside (") == 1, "the other lost nothing"
+    assert "Not of all pictures: diverging (8 of 10 pictures)" in html, "the figure says it too"
     assert "Pictures that trials set aside" in html and html.count(second) >= 2
     pictures = {r["label"]: (r["pictures"], r["paired_pictures"]) for r in rows_of(out)}
     assert pictures["slow"] == ("10", "") and pictures["diverging"] == ("8", "8") and pictures["CAM"] == ("10", "10")
@@ -81,7 +83,17 @@ def test_a_trials_threshold_at_the_edge_is_warned_about(lossy: tuple[Path, str])
     rows = [r for p in (lossy[0] / "trials").glob("*.json") for r in json.loads(p.read_text())["rows"] if r["metric"] == "mIoU"]
     assert any(r["protocol"]["threshold"]["edge"] for r in rows)
     html = (lossy[0] / "report.html").read_text()
-    assert "The best threshold of slow" in html or "The best threshold of diverging" in html or "The best thresholds of slow" in html
+    assert any(f"The best {word} of “" in html for word in ("threshold", "thresholds"))
+
+
+def test_thresholds_of_the_steps_k_are_looked_at_too() -> None:
+    scoring = SimpleNamespace(grid=lambda: np.array([0.2, 0.3, 0.4]))
+    trial = SimpleNamespace(key="a", setting={"rib.lr": 1.0}, name="a", experiment=SimpleNamespace(scoring=scoring))
+    record = {"setting": {"rib.lr": 1.0}, "rows": [], "over_k": {"0": [[40.0, 0.2], [41.0, 0.3], [42.0, 0.4], [43.0, 0.4]]}}
+    table = PaperTable("fig5", "t", (Line("GAP", {"rib.lr": 1.0}),), over_k=True)
+    base = SimpleNamespace(summaries=[])
+    (found,) = findings.trial_warnings(cast(Any, base), SweepResult(table, [trial], [], {"a": record}, {}))
+    assert "“GAP” (at k = 0 and 2)" in found
 
 
 def test_every_metric_has_its_own_difference(lossy: tuple[Path, str]) -> None:
@@ -117,7 +129,7 @@ def test_ends_of_the_runs_are_kept_and_warned_about(lossy: tuple[Path, str]) -> 
     assert sorted(sum(n for steps in r["ends"]["rib"].values() for n in steps.values()) for r in records) == [8, 10]
     record = {"rows": [], "ends": {"rib": {"companions": {"2": 3}, "steps": {"3": 7}}}}
     (found,) = warnings_of({"lr 1": record, "lr 2": {"rows": [], "ends": {"rib": {"steps": {"3": 10}}}}})
-    assert "companions ran out" in found and "lr 1 (30.0%)" in found and "lr 2" not in found
+    assert "companions ran out" in found and "“lr 1” (30.0%)" in found and "lr 2" not in found
 
 
 def warnings_of(records: dict[str, Any]) -> list[str]:

@@ -117,10 +117,11 @@ def _trials_show_nothing(study: StudyResult) -> list[str]:
     below = [row.label for row in rows if bare is not None and row.kind == "trial" and row.values["mIoU"][0] <= bare.values["mIoU"][0]]
     if bare is None or not below:
         return []
-    one, names = len(below) == 1, ", ".join(f"“{label}”" for label in below[:4])
+    one, more, names = len(below) == 1, len(below) - 4, ", ".join(f"“{label}”" for label in below[:4])
+    rest = f" and {more} more trial{'s' if more > 1 else ''}" if more > 0 else ""
     return [
-        f"{names}{f' and {len(below) - 4} more trials' if len(below) > 4 else ''} {'does' if one else 'do'} not beat the {bare.label}, "
-        f"which needs no network ({bare.values['mIoU'][0]:.2f}% mIoU): {'it has' if one else 'they have'} shown nothing."
+        f"{names}{rest} {'does' if one else 'do'} not beat the {bare.label}, which needs no network ({bare.values['mIoU'][0]:.2f}% mIoU): "
+        f"{'it has' if one else 'they have'} shown nothing."
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from seedbed.progress import duration
 from seedbed.report import summary
 from seedbed.report.result import StudyResult
-from seedbed.report.sweep import number, sweep_notes, sweep_tables
+from seedbed.report.sweep import number, pictures_said, sweep_notes, sweep_tables
 
 FIGURE_GROUPS = (
     (
@@ -56,15 +56,18 @@ def sweep(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> dict[str, A
     reached = ""
     if best is not None:
         count = len({json.dumps(row.setting, sort_keys=True) for row in trials})  # a paper's table may name one trial twice
-        reached = f"Best of {count} trials: {best.label}, {number(best.values[metric], 2)}% {summary.METRICS[metric]}"
+        reached = f"Best of {count} trials: “{best.label}”, {number(best.values[metric], 2)}% {summary.METRICS[metric]}"
+        if fewer := pictures_said(study.sweep, best):
+            reached += f" ({fewer})"
         if metric in best.paired:
             apart, low, high = (summary.Value(best.paired[metric][name]).text(sign=True) for name in ("difference", "low", "high"))
-            reached += f"; {apart} points from {study.sweep.reference}, 95 % interval {low} to {high}"
+            reached += f"; {apart} points from “{study.sweep.reference}” (95 % interval {low} to {high})"
         reached += "."
     return {
         "title": study.sweep.title,
         "lead": lead,
         "best": reached,
+        "best_pictures": "" if best is None else pictures_said(study.sweep, best),
         "best_label": "" if best is None else best.label,
         "best_value": None if best is None else summary.Value(*best.values[metric]),
         "metric": summary.METRICS[metric],

@@ -38,8 +38,8 @@ def sweep_columns(sweep: SweepTable) -> list[Column]:
             found.append(Column("paper", [number(v, 1) for v in values], 10 * i + 5, _bare(values, 1)))
     if len(sweep.metrics) == 1 and any(row.paired for row in rows):
         found += _difference(sweep, sweep.metrics[0], "− reference", 3)
-    states = [", ".join(filter(None, (_pictures(sweep, row), row.state))) for row in rows]
-    brief = [", ".join(filter(None, (_pictures(sweep, row), row.state if _notable(row) else ""))) for row in rows]
+    states = [", ".join(filter(None, (pictures_said(sweep, row), row.state))) for row in rows]
+    brief = [", ".join(filter(None, (pictures_said(sweep, row), row.state if _notable(row) else ""))) for row in rows]
     return [*found, Column("", states, 99, brief, kept=True)]
 
 
@@ -68,7 +68,7 @@ def kinds(rows: Sequence[SweepRow]) -> list[Kind]:
 def sweep_notes(sweep: SweepTable) -> list[str]:
     """What belongs beneath the table: its own notes, pictures that are missing, and what is doubtful in the printed values."""
     found = list(sweep.notes)
-    if any(_pictures(sweep, row) for row in sweep.rows):
+    if any(pictures_said(sweep, row) for row in sweep.rows):
         found.append(
             f"Not of all {sweep.pictures:,} pictures, where the row says so: differences are over the pictures that both rows have."
         )
@@ -88,7 +88,8 @@ def fitting(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
     for column in sorted(found, key=lambda column: -column.rank):
         if column.rank and not column.kept and _wide(found) > width:
             at = found.index(column)
-            left_out.append(column.head if column.head != "paper" else f"{found[at - 1].head.partition(',')[0]} of the paper")
+            beside = found[at - 1].head.partition(",")[0]
+            left_out.append({"paper": f"{beside} of the paper", "95 % interval": f"interval of {beside}"}.get(column.head, column.head))
             del found[at]
     found = [column for column in found if column.head or any(column.cells)]
     if (over := _wide(found) - width) > 0:
@@ -127,7 +128,7 @@ def _paired_pictures(row: SweepRow) -> int:
     return int(next((d["pictures"] for d in row.paired.values() if "pictures" in d), 0))
 
 
-def _pictures(sweep: SweepTable, row: SweepRow) -> str:
+def pictures_said(sweep: SweepTable, row: SweepRow) -> str:
     """`8 of 10 pictures` where the row lost some; over how many it is paired where the reference lost some."""
     most, mine = sweep.pictures, sorted(set(row.pictures))
     lost = f"{' to '.join(f'{n:,}' for n in (mine[0], mine[-1])[: len(mine)])} of {most:,} pictures" if mine and mine[0] < most else ""

@@ -9,14 +9,14 @@ from typing import Any
 from seedbed.report.drawing import THEME, Draw, Figure
 from seedbed.report.result import SweepRow, SweepTable
 from seedbed.report.summary import METRICS
-from seedbed.report.sweep import number, plain
+from seedbed.report.sweep import number, pictures_said, plain
 
 COLORS = ("rib", "third", "fourth", "cam")
 MARKERS = ("o", "s", "^", "D")
 CHARACTER = 5.3
 """Points that a character of a legend is wide."""
 FEW = 6
-"""Values on a scale by decades that have a mark each."""
+"""Values on a scale by decades that have a mark each, and characters that they have at most."""
 ACROSS = 3
 """Varied settings of a search side by side."""
 WIDE = 31
@@ -42,6 +42,8 @@ def sweep_figure(sweep: SweepTable) -> Figure | None:
     words = "; ".join(f"{row.label}: {number(row.values[metric], 2)}" for row in rows)
     ours = f"{METRICS.get(metric, metric)} of the {sweep.stage} on {sweep.split}."
     beside = " On the right the paper's values, on a scale of their own: compare the shapes." if len(_panels(rows, metric)) > 1 else ""
+    if fewer := [f"{row.label} ({said})" for row in rows if (said := pictures_said(sweep, row))]:
+        beside += f" Not of all pictures: {', '.join(fewer[:4])}{f' and {len(fewer) - 4} more' if len(fewer) > 4 else ''}."
     return Figure("sweep", sweep.title, ours + beside, f"{sweep.title}. {words}.", size, draw)
 
 
@@ -141,7 +143,7 @@ def _decades(axes: Any, places: Sequence[Any]) -> None:
     numbers = [v for v in places if isinstance(v, int | float) and v > 0]
     if len(numbers) == len(places) and max(numbers) > 30 * min(numbers):
         axes.set_xscale("log")
-        if len(set(numbers)) <= FEW:
+        if len(set(numbers)) <= FEW and all(len(plain(v)) <= FEW for v in numbers):
             axes.set_xticks(sorted(set(numbers)))
         axes.xaxis.set_major_formatter(lambda value, _: plain(float(value)).replace("e-0", "e-"))
         axes.xaxis.set_minor_formatter(lambda value, _: "")

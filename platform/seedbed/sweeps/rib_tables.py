@@ -68,7 +68,7 @@ def pooling(base: Experiment) -> PaperTable:
             Line(f"RIB-GNDRP (tau = {tau})", {"rib.tau": tau, "rib.pooling": "gndrp"}, printed=value, default=tau == 0.4, curve="RIB-GNDRP")
         )
     title = "Pooling and its threshold tau (RIB, Table 5c)"
-    return PaperTable(name="5c", title=title, lines=tuple(lines), base=CAM, axis="rib.tau", source="rib_table5c")
+    return PaperTable(name="5c", title=title, lines=tuple(lines), base=CAM, axis="rib.tau", axis_name="tau", source="rib_table5c")
 
 
 def batches(base: Experiment) -> PaperTable:
@@ -81,8 +81,18 @@ def batches(base: Experiment) -> PaperTable:
         label = "B = 1 (the target alone)" if b == 1 else f"B = {size}"
         lines.append(Line(label, setting, printed=printed("rib_tableS1", note=f"B={b}"), default=b == B))
     note = "" if base.rib.batch == B else f"B as multiples of {base.rib.batch}"
-    title = "Batch size B (RIB, Table S1)"
-    return once(PaperTable(name="S1", title=title, lines=tuple(lines), base=CAM, axis="rib.batch", source="rib_tableS1", note=note))
+    return once(
+        PaperTable(
+            name="S1",
+            title="Batch size B (RIB, Table S1)",
+            lines=tuple(lines),
+            base=CAM,
+            axis="rib.batch",
+            axis_name="batch size B",
+            source="rib_tableS1",
+            note=note,
+        )
+    )
 
 
 def iterations(base: Experiment) -> PaperTable:
@@ -99,7 +109,8 @@ def iterations(base: Experiment) -> PaperTable:
         for steps in (*(range(1, k) if constant else ()), k, *((2 * k,) if pool == "gndrp" else ())):
             setting = {"rib.pooling": pool, "rib.steps": steps}
             value = printed_at[pool] if steps == k else {}
-            lines.append(Line(f"RIB-{pool.upper()}, K = {steps}", setting, printed=value, default=pool == "gndrp" and steps == k))
+            name, own = f"RIB-{pool.upper()}", pool == "gndrp" and steps == k
+            lines.append(Line(f"{name}, K = {steps}", setting, printed=value, default=own, curve=name))
     return PaperTable(
         name="fig5",
         title="Steps K, with GAP and with GNDRP (RIB, Fig. 5)",
@@ -107,6 +118,7 @@ def iterations(base: Experiment) -> PaperTable:
         base=CAM,
         fixed={"rib.snapshots": True},
         axis="rib.steps",
+        axis_name="steps K",
         over_k=not constant,
         source="RIB, Fig. 5; the values at K = 10 from rib_table5c",
     )
