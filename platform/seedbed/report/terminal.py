@@ -139,7 +139,8 @@ def _print_columns(title: str, columns: Sequence[Column], kind: Sequence[Kind], 
         print(f"\n{title}\n{_aligned(heads, rows)}", file=stream)
     else:
         console.print()
-        console.print(_rich_table(title, heads, rows))
+        _say(title, console, stream, width, "bold")  # of a narrow table it would be folded to the table's width
+        console.print(_rich_table(None, heads, rows))
     if left_out:
         _say(f"No room here for: {', '.join(left_out)}. The report has every column.", console, stream, width, "dim")
 
@@ -149,7 +150,7 @@ def _used(table: Table) -> dict[str, str]:
     return {text: letter for text, letter in table.protocols().items() if text in shown}
 
 
-def _rich_table(title: str, heads: Sequence[str], rows: Sequence[tuple[Kind, list[str]]]) -> Any:
+def _rich_table(title: str | None, heads: Sequence[str], rows: Sequence[tuple[Kind, list[str]]]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
