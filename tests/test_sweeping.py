@@ -105,6 +105,15 @@ def test_fig5_under_a_constant_rate_has_every_k() -> None:
         ({"search": "random", "trials": 4, "space": ("cam.scales=1,2",)}, "list"),
         ({"search": "random", "trials": 4, "space": ("rib.tau",)}, "no values"),
         ({"search": "random", "trials": 4, "space": ("{rib",)}, "JSON"),
+        ({"search": "random", "trials": 2, "space": ("rib.momentum=abc,0.9",)}, "it takes float or none"),
+        ({"search": "random", "trials": 2, "space": ("rib.snapshots=0.1:0.9",)}, "no range"),
+        ({"search": "random", "trials": 2, "space": ("rib.steps=2.2:2.8",)}, "no range"),
+        ({"search": "random", "trials": 2, "space": ("run.actors=1,2",)}, "no trial's result depends on it"),
+        ({"search": "random", "trials": 2, "space": ("until=seed,maps",)}, "no trial's result depends on it"),
+        ({"search": "random", "trials": 2, "space": ("data.store=a,b",)}, "no trial's result depends on it"),
+        ({"search": "random", "trials": 2, "space": ("rib.preset=official,paper",)}, "no trial's result depends on it"),
+        ({"search": "random", "trials": 2, "space": ("rib.tau=0.1:0.2", "--rib.tau=0.3,0.4")}, "rib.tau twice"),
+        ({"search": "random", "trials": 2, "space": ('{"rib.tau": "0.1:0.2", "rib.tau": [0.3]}',)}, "rib.tau twice"),
         ({"space": ("rib.tau=0.1:0.2",)}, "can't hold the range"),
         ({"search": "optuna", "trials": 4, "space": ("rib.tau=0.1:0.2",)}, "Ray"),
         ({"table": "5c", "stop": "asha"}, "grid"),
@@ -128,6 +137,30 @@ def test_space_in_words_and_in_json() -> None:
     assert all(0.2 <= d["rib.tau"] <= 0.6 and 1e-6 <= d["rib.lr"] <= 1e-4 for d in drawn)
     assert sum(d["rib.lr"] < 1e-5 for d in drawn) > 8, "a range over decades is drawn by decades"
     assert space.size(space.read_space(("rib.steps=2:5", "rib.pooling=gap,gndrp"), base)) == 8
+
+
+def test_options_have_the_type_that_the_setting_is_declared_as() -> None:
+    """A default of none says nothing of it."""
+    base = Experiment()
+    words = (
+        "rib.momentum=0.9,0.5,none",
+        "rib.snapshots=true,false",
+        "rib.target_rows=scales,single",
+        "refine.saliency=a,b",
+        "rib.steps=2,3",
+    )
+    read = {name: d.options for name, d in space.read_space(words, base).items() if isinstance(d, space.Choice)}
+    assert read["rib.momentum"] == (0.9, 0.5, None) and read["rib.snapshots"] == (True, False) and read["refine.saliency"] == ("a", "b")
+    assert [type(v) for v in read["rib.steps"]] == [int, int]
+    assert space.read_space((json.dumps({"rib.momentum": [0.9, 0.5, None]}),), base)["rib.momentum"] == space.Choice((0.9, 0.5, None))
+    assert space.read_space(("rib.momentum=0.1:0.9",), base)["rib.momentum"] == space.Range(0.1, 0.9)
+
+
+@pytest.mark.parametrize("scale", ["", ":log"])
+def test_ranges_of_whole_numbers_yield_whole_numbers(scale: str) -> None:
+    drawn = space.draw(space.read_space((f"rib.steps=1.2:3.8{scale}", "rib.tau=0.1:0.9"), Experiment()), 40, 0)
+    assert {d["rib.steps"] for d in drawn} == {2, 3} and {type(d["rib.steps"]) for d in drawn} == {int}
+    assert {type(d["rib.steps"]) for d in space.draw(space.read_space((f"rib.steps=1:8{scale}",), Experiment()), 8, 0)} == {int}
 
 
 # --- what is free -------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +33,7 @@ class Range:
 
     def draw(self, rng: np.random.Generator) -> Any:
         if self.whole and not self.log:
-            return int(rng.integers(math.ceil(self.low), int(self.high) + 1))
+            return int(rng.integers(int(self.low), int(self.high) + 1))
         if self.log:
             return self.settled(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
         return self.settled(rng.uniform(self.low, self.high))
@@ -53,17 +56,23 @@ Space = Mapping[str, Range | Choice]
 
 def read_space(words: Sequence[str], base: Experiment) -> Space:
     """`rib.tau=0.2:0.6`, `rib.lr=1e-6:1e-4:log`, `rib.pooling=gap,gndrp`, or one JSON object of the same; UserError for anything else."""
-    flat = base.flat()
+    known = base.flat()
     found: dict[str, Range | Choice] = {}
     for name, text in _pairs(words):
         name = name.strip().removeprefix("--").replace("-", "_")
-        if name not in flat:
-            near = [n for n in flat if n.endswith("." + name.rpartition(".")[2])]
+        if name not in known:
+            near = [n for n in known if n.endswith("." + name.rpartition(".")[2])]
             remedy = f"did you mean {' or '.join(near)}?" if near else "--help lists all settings"
             raise UserError(f"--space names {name}, which is no setting", field="--space", remedy=remedy)
-        found[name] = dimension = _dimension(name, text, flat[name])
+        if name in found:
+            raise UserError(f"--space names {name} twice", field="--space", remedy="give all its values at once, as in rib.tau=0.2,0.3,0.4")
+        hint, changes_results = _field(base, name)
+        if not changes_results:
+            message = f"--space can't vary {name}: no trial's result depends on it"
+            raise UserError(message, field="--space", remedy=f"give --{name.replace('_', '-')} to the whole sweep, and vary something else")
+        found[name] = dimension = _dimension(name, text, hint)
         for value in (dimension.low, dimension.high) if isinstance(dimension, Range) else dimension.options:
-            base.replace(**{name: int(value) if isinstance(flat[name], int) else value}).check()
+            base.replace(**{name: value}).check()
     if not found:
         raise UserError("the search space is empty", field="--space", remedy=EXAMPLE)
     return found
@@ -73,7 +82,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
     text = " ".join(words).strip()
     if text.startswith("{"):
         try:
-            return [*json.loads(text).items()]
+            return json.loads(text, object_pairs_hook=list)  # a name that stands there twice is seen
         except ValueError as error:
             raise UserError(f"--space is no JSON object: {error}", field="--space", remedy=EXAMPLE) from error
     pairs = []
@@ -85,42 +94,84 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _dimension(name: str, given: Any, now: Any) -> Range | Choice:
-    """A range is low:high or low:high:log, everything else a list of choices; all of the kind that the setting has now."""
-    if isinstance(now, list):
+CONTENT = ("refine.saliency",)
+"""Paths that do not enter a key, but whose content does."""
+
+
+def _field(base: Experiment, name: str) -> tuple[Any, bool]:
+    """A setting's type as it is written down, and whether results depend on it."""
+    *above, last = name.split(".")
+    owner: Any = base
+    for part in above:
+        owner = getattr(owner, part)
+    metadata = next(f.metadata for f in dataclasses.fields(owner) if f.name == last)
+    return typing.get_type_hints(type(owner))[last], metadata.get("key", True) or name in CONTENT
+
+
+def _dimension(name: str, given: Any, hint: Any) -> Range | Choice:
+    """A range is low:high or low:high:log, everything else a list of choices; all of the kind that the setting is declared as."""
+    kinds = _kinds(hint)
+    if not kinds & {bool, int, float, str, types.NoneType} and not _options(hint):
         raise UserError(f"--space can't vary {name}, which is a list", field="--space", remedy="run one study for each of its values")
     if isinstance(given, str) and ":" in given:
-        low, high, *more = given.split(":")
-        try:
-            ends = float(low), float(high)
-        except ValueError:
-            raise UserError(f"--space {name}={given}: a range is two numbers", field="--space", remedy=EXAMPLE) from None
-        log = more == ["log"]
-        if more not in ([], ["log"]) or not ends[0] < ends[1] or (log and ends[0] <= 0) or isinstance(now, bool | str):
-            raise UserError(f"--space {name}={given} is no range of this setting", field="--space", remedy=EXAMPLE)
-        return Range(*ends, log, isinstance(now, int))
+        return _range(name, given, whole=float not in kinds, of_numbers=bool(kinds & {int, float}))
     options = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
-    return Choice(tuple(dict.fromkeys(_of_kind(name, option, now) for option in options)))
+    return Choice(tuple(dict.fromkeys(_of_kind(name, option, hint) for option in options)))
 
 
-def _of_kind(name: str, option: Any, now: Any) -> Any:
+def _range(name: str, given: str, *, whole: bool, of_numbers: bool) -> Range:
+    low, high, *more = given.split(":")
     try:
-        if isinstance(now, bool):
-            return {"true": True, "false": False}[str(option).lower()]
-        if isinstance(now, int):
-            return int(option)
-        if isinstance(now, float):
-            return float(option)
-    except (KeyError, ValueError):
-        raise UserError(f"--space {name}: {option!r} is no value of this setting", field="--space", remedy=f"it is {now!r} now") from None
-    return option
+        ends = float(low), float(high)
+    except ValueError:
+        raise UserError(f"--space {name}={given}: a range is two numbers", field="--space", remedy=EXAMPLE) from None
+    if whole and all(map(math.isfinite, ends)):  # of a setting that is a whole number, those within
+        ends = math.ceil(ends[0]), math.floor(ends[1])
+    log = more == ["log"]
+    if more not in ([], ["log"]) or not ends[0] < ends[1] or (log and ends[0] <= 0) or not of_numbers:
+        raise UserError(f"--space {name}={given} is no range of this setting", field="--space", remedy=EXAMPLE)
+    return Range(*ends, log, whole)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a setting may have."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return {typing.get_origin(part) or part for part in parts}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Of a setting that is one of some words (or numbers): these."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return tuple(option for part in parts if typing.get_origin(part) is typing.Literal for option in typing.get_args(part))
+
+
+def _of_kind(name: str, option: Any, hint: Any) -> Any:
+    """An option as the setting's own type: words of the command line are read as what the setting is declared as."""
+    kinds, text = _kinds(hint), str(option).strip()
+    if types.NoneType in kinds and (option is None or text.lower() == "none"):
+        return None
+    for literal in _options(hint):
+        if str(literal) == text:
+            return literal
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds and not isinstance(option, bool):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if isinstance(option, str) and (str in kinds or _options(hint)):  # a word that is none of them is named with the others by `check`
+        return text
+    kind_text = " or ".join(sorted("none" if k is types.NoneType else getattr(k, "__name__", str(k)) for k in kinds))
+    raise UserError(f"--space {name}: {option!r} is no value of this setting", field="--space", remedy=f"it takes {kind_text}")
 
 
 def size(space: Space) -> int | None:
     """How many different trials there are; None where a range of fractions is among them."""
     if any(isinstance(d, Range) and not d.whole for d in space.values()):
         return None
-    return math.prod(len(d.options) if isinstance(d, Choice) else int(d.high) - math.ceil(d.low) + 1 for d in space.values())
+    return math.prod(len(d.options) if isinstance(d, Choice) else int(d.high) - int(d.low) + 1 for d in space.values())
 
 
 def grid(space: Space) -> list[Setting]:
@@ -141,8 +192,13 @@ def draw(space: Space, trials: int, seed: int) -> list[Setting]:
     found: dict[str, Setting] = {}
     while len(found) < trials:
         setting = {name: d.draw(rng) for name, d in space.items()}
-        found.setdefault(json.dumps(setting, sort_keys=True, default=str), setting)
+        found.setdefault(setting_id(setting), setting)
     return list(found.values())
+
+
+def setting_id(setting: Setting) -> str:
+    """Equal for equal settings, in whatever order."""
+    return json.dumps(setting, sort_keys=True, default=str)
 
 
 def too_many(trials: int, most: int) -> UserError:
