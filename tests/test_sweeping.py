@@ -17,11 +17,13 @@ from seedbed.pipeline import Experiment, ShapesExperiment
 from seedbed.study import run as run_study
 from seedbed.sweeps import space
 from seedbed.sweeps.cut import free_settings, share_runs
-from seedbed.sweeps.drive import Driver, absolute, explain, run
+from seedbed.sweeps.drive import Driver, absolute, explain, main, run
+from seedbed.sweeps.isl_tables import ISL_TABLES
 from seedbed.sweeps.rib_tables import RIB_TABLES
 from seedbed.sweeps.settings import ShapesSweep, Sweep
 from seedbed.sweeps.tables import SweepResult, named, printed
 from seedbed.sweeps.view import notes_of
+from seedbed.sweeps.watch import score_of
 from seedbed.types import UserError
 
 
@@ -117,6 +119,13 @@ def test_fig5_under_a_constant_rate_has_every_k() -> None:
         ({"space": ("rib.tau=0.1:0.2",)}, "can't hold the range"),
         ({"search": "optuna", "trials": 4, "space": ("rib.tau=0.1:0.2",)}, "Ray"),
         ({"table": "5c", "stop": "asha"}, "grid"),
+        ({"table": "5a", "method": "cam"}, "say --method rib"),
+        ({"table": "fig5", "method": "seam"}, "not about seam"),
+        ({"search": "random", "trials": 2, "table": "5a", "method": "cam", "space": ("cam.flip=true,false",)}, "say --method rib"),
+        (
+            {"search": "random", "trials": 2, "until": "maps", "stop": "asha", "space": ("rib.tau=0.1:0.2",), "run.executor": "ray"},
+            "no score",
+        ),
     ],
     ids=str,
 )
@@ -124,6 +133,77 @@ def test_bad_input_names_the_remedy(tmp_path: Path, changes: dict[str, Any], wor
     with pytest.raises(UserError) as caught:
         Driver(tiny(tmp_path / "out", **changes), RIB_TABLES)
     assert word in caught.value.text() and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--table", "5c", "--until", "segmentation"], "sets --until to seed in all its trials, and would ignore segmentation"),
+        (["--table", "fig5", "--rib.no-snapshots"], "sets --rib.snapshots to True"),
+        (["--table=5c", "--baseline=mask"], "leave --baseline out"),
+        (["--table", "5c", "--until=seed", "--rib.tau", "0.35", "--rib.lr=0.002", "--data.score-split", "train"], ""),
+        (["--table", "5b", "--rib.margin", "1234.5678"], ""),
+        (["--search", "random", "--trials", "2", "--space", "rib.tau=0.1:0.2", "--until", "mask"], ""),
+    ],
+)
+def test_a_flag_that_a_table_would_ignore_is_refused(
+    tmp_path: Path, flags: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(tiny(tmp_path / "out"), RIB_TABLES, {"rib.steps": 2}, [*flags, "--smoke", "--explain"])
+    shown = capsys.readouterr().err
+    assert (ended.value.code, word in shown) == (2 if word else 0, True), shown
+
+
+def test_tables_of_hfpl_refuse_other_splits_and_methods(tmp_path: Path) -> None:
+    base = Sweep(name="x", method="seam", addons=("isl",), table="5", out=str(tmp_path))
+    for said, changes in {"data.segment_splits": ("train", "val"), "isl.weight": 0.3}.items():
+        with pytest.raises(UserError) as caught:
+            Driver(base.replace(**{said: changes}), ISL_TABLES, (said,))
+        assert caught.value.field == f"--{said}".replace("_", "-") and caught.value.remedy
+    Driver(base, ISL_TABLES, ("data.score_split", "isl.samples", "method"))
+    with pytest.raises(UserError, match="about seam, not about cam"):
+        Driver(base.replace(method="cam"), ISL_TABLES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"space": ("isl.weight=0.1,0.5",)}, "--addons isl"),
+        ({"space": ("rib.tau=0.1,0.5", "fsl.mu=2,3"), "addons": ("isl",)}, "--addons isl fsl"),
+        ({"space": ("rib.tau=0.1:0.5",), "method": "cam", "search": "random", "trials": 3}, "--method rib"),
+        ({"space": ("rib.tau=0.1:0.5", "isl.weight=0:1"), "search": "optuna", "trials": 3, "run.executor": "ray"}, "--addons isl"),
+        ({"space": ("segmenter.lr=0.1,0.2",)}, "--until segmentation"),
+        ({"space": ("rib.tau=0.2,0.4", "fsl.mu=7")}, "--addons fsl"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_no_trial_uses_is_refused(tmp_path: Path, changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(UserError, match="which nothing in these trials uses") as caught:
+        run(tiny(tmp_path / "out", **changes), RIB_TABLES)
+    assert caught.value.remedy == f"say {remedy}" and not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_setting_that_some_trials_use_is_none_of_those(tmp_path: Path) -> None:
+    """Plain CAMs know no tau: two of these trials are one."""
+    driver = Driver(tiny(tmp_path / "out", space=("method=cam,rib", "rib.tau=0.1,0.5")), RIB_TABLES)
+    driver.open()
+    assert len({t.key for t in driver.plan("cpu")}) == 3
+    assert len(driver.left(driver.plan("cpu"))) == 3
+
+
+def test_a_search_goes_by_one_split_of_the_segmentation(tmp_path: Path) -> None:
+    """Score, table and best trial speak of one number: the scored split, or the first segmented one."""
+    search = {"search": "random", "trials": 2, "space": ("rib.tau=0.1:0.2",)}
+
+    def split(**changes: Any) -> str:
+        return Driver(tiny(tmp_path / "out", **search, **changes), RIB_TABLES).table.split
+
+    assert split(until="segmentation") == "train" == split(until="seed") and split(until="seed", **{"data.score_split": "val"}) == "val"
+    assert split(until="segmentation", **{"data.segment_splits": ("val",)}) == "val"
+    table = Driver(tiny(tmp_path / "out", until="segmentation", **search), RIB_TABLES).table
+    rows = [{"stage": "segmentation", "metric": "mIoU", "split": name, "value": value} for name, value in (("train", 10.0), ("val", 90.0))]
+    assert score_of(table, {"rows": rows}) == 10.0
 
 
 def test_space_in_words_and_in_json() -> None:
@@ -367,8 +447,6 @@ def test_paths_are_absolute_for_other_processes(tmp_path: Path, monkeypatch: pyt
 
 def test_tables_of_hfpl() -> None:
     """Grids, printed values, stage and split; SEAM's alphas go with the loss."""
-    from seedbed.sweeps.isl_tables import ISL_TABLES
-
     base = Sweep(name="x", method="seam", addons=("isl",), table="5")
     made = {name: make(base) for name, make in ISL_TABLES.items()}
     assert {t.stage for t in made.values()} == {"segmentation"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,10 +15,12 @@ from typing import Any, Protocol
 from ray import tune
 
 from seedbed.local import reason
-from seedbed.sweeps.space import Choice, Range, Setting, Space
+from seedbed.pipeline import Experiment
+from seedbed.sweeps.space import Setting, Space, setting_id
 from seedbed.sweeps.tables import PaperTable
-from seedbed.sweeps.trials import SHARES, Ledger, Trial, run_trial
+from seedbed.sweeps.trials import SHARES, Ledger, Trial, claimed, run_trial
 from seedbed.sweeps.watch import score_of
+from seedbed.types import UserError
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -43,29 +46,30 @@ class Hears(Protocol):
     def ended(self, trial: Trial, last: Mapping[str, Any] | None = None, crash: str = "") -> None: ...
 
 
-def run_on_tune(trials: Sequence[Trial], executor: Any, at_once: int, watch: Hears, *, stop: bool) -> None:
+class Refuses(Hears, Protocol):
+    """And of those that can't work."""
+
+    def refuse(self, trial: Trial, error: UserError) -> None: ...
+
+
+Measured = Callable[[], tuple[int, int]]
+"""Bytes that a trial takes of a GPU, and bytes that a GPU has; zeros: not known yet."""
+
+
+def run_on_tune(trials: Sequence[Trial], executor: Any, at_once: int, watch: Hears, *, measured: Measured, stop: bool) -> None:
     """Runs these trials; on a GPU the first one alone, since what it takes of the memory says how many fit."""
     rest = list(trials)
-    if executor.device == "cuda" and not measured(rest):
+    if executor.device == "cuda" and not all(measured()):
         rest.sort(key=lambda t: t.experiment.rib.batch, reverse=True)  # the largest first: the others take no more
         _tune_list(rest[:1], 1.0, 1, executor, watch, stop=stop)
         rest = rest[1:]
     if rest:
-        share = gpu_of_trial(measured(rest), at_once) if executor.device == "cuda" else 0.0
+        share = gpu_of_trial(*measured(), at_once) if executor.device == "cuda" else 0.0
         _tune_list(rest, share, at_once, executor, watch, stop=stop)
 
 
-def measured(trials: Sequence[Trial]) -> int:
-    """Bytes of GPU memory that finished trials of this folder took at most; 0: none is known."""
-    return max((int(r.get("gpu_bytes") or 0) for t in trials[:1] for r in Ledger(t.experiment.folder()).all()), default=0)
-
-
-def gpu_of_trial(taken: int, at_once: int, total: int | None = None) -> float:
+def gpu_of_trial(taken: int, total: int, at_once: int) -> float:
     """The share of a GPU for each trial: as many on one as its memory holds, and no more than are wanted at once."""
-    if total is None:
-        import torch
-
-        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     fit = int(total / (taken * SPARE)) if taken and total else 1
     together = max(1, min(fit, at_once))
     return int(10_000 / together) / 10_000
@@ -88,59 +92,68 @@ def _tune_list(trials: Sequence[Trial], gpu: float, at_once: int, executor: Any,
     )
 
 
+class Searches(Protocol):
+    """An optimizer's search, as the driver knows it (sweeps/optimize.py)."""
+
+    ident: str
+
+    def trial(self, device: str, setting: Setting) -> Trial: ...
+
+    def known(self, device: str) -> list[tuple[Trial, float | None]]: ...
+
+
 def search_on_tune(
+    search: Searches,
     space: Space,
-    make: Callable[[Setting], Trial],
-    before: Sequence[tuple[Setting, float]],
-    trials: int,
+    base: Experiment,
     executor: Any,
     at_once: int,
-    watch: Hears,
+    watch: Refuses,
     *,
+    trials: int,
+    refusal: Callable[[Trial], UserError | None],
+    measured: Measured,
     stop: bool,
     seed: int,
 ) -> None:
-    """Optuna chooses so many trials more, told of those `before`."""
-    from ray.tune.search.optuna import OptunaSearch
+    """Optuna chooses so many trials more, told of those that there are; on a GPU the first one runs alone."""
+    from seedbed.runtime.sweep_search import Asking
 
-    known = [(s, v) for s, v in before if v is not None]
-    search = OptunaSearch(
-        metric="score",
-        mode="max",
-        seed=seed + len(before),
-        points_to_evaluate=[s for s, _ in known] or None,
-        evaluated_rewards=[v for _, v in known] or None,
-    )
-    first = make({name: d.options[0] if isinstance(d, Choice) else d.settled(d.low) for name, d in space.items()})
-    gpu = 0.0
-    if executor.device == "cuda":
-        taken = measured([first])
-        gpu = gpu_of_trial(taken, at_once) if taken else 1.0
+    device, refused, ran = executor.device, [], 0
 
-    def settled(config: Mapping[str, Any]) -> Trial:
-        return make({name: d.settled(config[name]) if isinstance(d, Range) else config[name] for name, d in space.items()})
+    def allowed(trial: Trial) -> bool:
+        error = refusal(trial)
+        if error is not None:
+            refused.append(error)
+            watch.refuse(trial, error)
+        return error is None
 
-    _fit(
-        partial(_searched, base=first, space=dict(space), table=watch.table, reporting=stop),
-        {name: _dimension(d) for name, d in space.items()},
-        settled,
-        samples=trials,
-        gpu=gpu,
-        at_once=at_once,
-        threads=executor.settings.threads,
-        folder=first.experiment.folder(),
-        watch=watch,
-        scheduler=_asha() if stop else None,
-        search=search,
-    )
+    def choose(samples: int, gpu: float, at_once: int) -> int:
+        before = search.known(device)
+        asking = Asking(space, partial(search.trial, device), before, allowed, seed=seed + len(before), refusals=trials - len(refused))
+        _fit(
+            partial(_searched, base=base, device=device, search=search.ident, table=watch.table, reporting=stop),
+            {},
+            lambda config: asking.chosen[setting_id(dict(config))],
+            samples=samples,
+            gpu=gpu,
+            at_once=at_once,
+            threads=executor.settings.threads,
+            folder=base.folder(),
+            watch=watch,
+            scheduler=_asha() if stop else None,
+            search=asking,
+        )
+        return len(asking.chosen)
 
-
-def _dimension(d: Range | Choice) -> Any:
-    if isinstance(d, Choice):
-        return tune.choice(list(d.options))
-    if d.whole:
-        return (tune.lograndint if d.log else tune.randint)(int(d.low), int(d.high) + 1)
-    return (tune.loguniform if d.log else tune.uniform)(d.low, d.high)
+    if device == "cuda" and not all(measured()):
+        ran = choose(1, 1.0, 1)
+    if trials > ran:
+        ran += choose(trials - ran, gpu_of_trial(*measured(), at_once) if device == "cuda" else 0.0, at_once)
+    if refused and not ran and not search.known(device):
+        raise refused[0]
+    if ran < trials:
+        print(f"the search found {ran} of {trials} trials: no other one in its space is new and can work", file=sys.stderr, flush=True)
 
 
 def _asha() -> Any:
@@ -153,13 +166,13 @@ def _known(config: Mapping[str, Any], jobs: Mapping[str, Trial], table: PaperTab
     return _work(jobs[config["trial"]], table, reporting)
 
 
-def _searched(config: Mapping[str, Any], base: Trial, space: Space, table: PaperTable, reporting: bool) -> dict[str, Any]:
+def _searched(config: Mapping[str, Any], base: Experiment, device: str, search: str, table: PaperTable, reporting: bool) -> dict[str, Any]:
     from seedbed.plan import Plan
     from seedbed.sweeps.trials import trial_key
 
-    setting = {name: d.settled(config[name]) if isinstance(d, Range) else config[name] for name, d in space.items()}
-    experiment = base.experiment.replace(**setting)
-    trial = Trial(experiment, setting, trial_key(Plan(experiment, experiment.open_data(), base.device)), base.device)
+    setting = dict(config)
+    experiment = base.replace(**setting)
+    trial = Trial(experiment, setting, trial_key(Plan(experiment, experiment.open_data(), device)), device, search=search)
     return _work(trial, table, reporting)
 
 
@@ -177,6 +190,8 @@ def _work(trial: Trial, table: PaperTable, reporting: bool) -> dict[str, Any]:
             record = run_trial(trial, report if reporting else None)
         except Exception as error:
             return {"failed": reason(error), "score": float("nan"), "share": 0.0, "rungs": RUNGS}
+    elif trial.search:
+        ledger.write(trial.key, claimed(record, trial))
     score = score_of(table, record)
     return {"score": float("nan") if score is None else score, "share": 1.0, "rungs": RUNGS}
 

@@ -13,18 +13,18 @@ from typing import Any, NoReturn
 from seedbed import progress, study
 from seedbed.artefacts import hold
 from seedbed.checks import check, check_companions, check_scored
-from seedbed.config import digest
 from seedbed.data import Store
 from seedbed.local import Executor, Tracker
 from seedbed.pipeline import WORDS
 from seedbed.plan import Plan
 from seedbed.stages import Study
-from seedbed.sweeps import space, tables
+from seedbed.sweeps import asked, space
 from seedbed.sweeps.cut import share_runs
+from seedbed.sweeps.optimize import Search
 from seedbed.sweeps.settings import Sweep
 from seedbed.sweeps.tables import Line, PaperTable, SweepResult, TableOf
 from seedbed.sweeps.trials import Ledger, Record, Trial, run_trial, trial_key
-from seedbed.sweeps.watch import Watch
+from seedbed.sweeps.watch import Watch, score_of
 from seedbed.types import UserError
 
 LIGHT = 512
@@ -36,27 +36,29 @@ def main(
 ) -> NoReturn:
     """The command line of a sweep's script; statuses as of a study, 3 also where a trial failed."""
     with study.reported_errors():
-        settings = study.parse(sweep, smoke or {}, list(sys.argv[1:] if argv is None else argv))
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        settings = study.parse(sweep, smoke or {}, arguments)
         assert isinstance(settings, Sweep)
+        said = asked.said_flags(arguments, settings.flat())
         if settings.explain:
-            explain(settings, table_of)
+            explain(settings, table_of, said=said)
             sys.exit(study.DONE)
-        result = run(settings, table_of)
+        result = run(settings, table_of, said)
     sys.exit(study.SET_ASIDE if result.failed or result.set_aside else study.DONE)
 
 
-def run(sweep: Sweep, table_of: Mapping[str, TableOf]) -> SweepResult:
-    """Runs a sweep, or what is missing of it. UserError: something a user can mend."""
-    driver = Driver(absolute(sweep), table_of)
+def run(sweep: Sweep, table_of: Mapping[str, TableOf], said: Sequence[str] = ()) -> SweepResult:
+    """Runs a sweep, or what is missing of it. UserError: something a user can mend. `said`: names that a table shall not ignore."""
+    driver = Driver(absolute(sweep), table_of, said)
     with hold(sweep.folder()):
         return driver.run()
 
 
-def explain(sweep: Sweep, table_of: Mapping[str, TableOf], say: Callable[[str], None] = print) -> None:
+def explain(sweep: Sweep, table_of: Mapping[str, TableOf], say: Callable[[str], None] = print, said: Sequence[str] = ()) -> None:
     """One line for each shared stage and each trial. Nothing is run and nothing written."""
     from seedbed.local import local_device
 
-    driver = Driver(absolute(sweep), table_of)
+    driver = Driver(absolute(sweep), table_of, said)
     device = local_device(sweep.run.device)
     driver.open(dry=True)
     for line in Study(driver.shared, driver.store, device).explanation():
@@ -80,18 +82,20 @@ def absolute(sweep: Sweep) -> Sweep:
 class Driver:
     """One call of a sweep."""
 
-    def __init__(self, sweep: Sweep, table_of: Mapping[str, TableOf]) -> None:
+    def __init__(self, sweep: Sweep, table_of: Mapping[str, TableOf], said: Sequence[str] = ()) -> None:
         sweep.check()
         self.sweep = sweep
-        self.table = chosen_table(sweep, table_of)
+        self.table = asked.chosen_table(sweep, table_of)
         self.space = space.read_space(sweep.space, sweep) if sweep.space or sweep.search != "grid" else {}
         split = {"data.score_split": self.table.split} if self.table.split and self.table.stage != "segmentation" else {}
         self.base = sweep.replace(**{"until": self.table.stage, "baseline": "seed", **split, **self.table.fixed})
         self.shared = self.base.replace(**self.table.base)
-        self.settings = self.chosen_settings()
         self.ledger = Ledger(sweep.folder())
+        self.search = Search(self) if sweep.search == "optuna" else None
+        self.settings = self.chosen_settings()
+        asked.refuse_ignored(sweep, self.table, [self.base.replace(**setting) for setting in self.table.settings or [{}]], said)
         self.refused: dict[str, UserError] = {}
-        """Trials (by name) that can't work, found before anything is started."""
+        """Trials (by `setting_id`) that can't work, found before anything is started."""
         self.failed: dict[str, str] = {}
         self.computed: list[str] = []
         self.records: dict[str, Record] = {}
@@ -116,18 +120,28 @@ class Driver:
     def open(self, *, dry: bool = False) -> None:
         """Looks at data and settings of the base and of every trial before anything is started."""
         self.store = self.base.open_data(dry=dry)
+        if self.space:
+            asked.refuse_unused(self.base, self.space, self.settings, lambda setting: self.plan("cpu", [setting])[0].key)
         check(Plan(self.shared, self.store, "cpu"), dry=dry)
+        if self.search is not None:
+            self.search.check()
         for trial in self.plan("cpu"):
-            try:
-                trial.experiment.check()
-                plan = Plan(trial.experiment, self.store, "cpu")
-                check(plan, dry=True)
-                check_companions(plan)
-                check_scored(plan)
-            except UserError as error:
-                self.refused[trial.name] = error
+            if (error := self.refusal(trial)) is not None:
+                self.refused[space.setting_id(trial.setting)] = error
         if self.refused and len(self.refused) == len(self.settings):
             raise next(iter(self.refused.values()))
+
+    def refusal(self, trial: Trial) -> UserError | None:
+        """Why a trial can't work on these data."""
+        try:
+            trial.experiment.check()
+            plan = Plan(trial.experiment, self.store, "cpu")
+            check(plan, dry=True)
+            check_companions(plan)
+            check_scored(plan)
+        except UserError as error:
+            return error
+        return None
 
     def plan(self, device: str, settings: Sequence[space.Setting] | None = None) -> list[Trial]:
         """The trials, each with its key and with the one that it is cut from."""
@@ -135,40 +149,32 @@ class Driver:
         mine = [self.base.replace(**setting) for setting in settings]
         # A trial that may be stopped early is nothing to rely on.
         shared = share_runs(mine) if self.sweep.stop == "none" else [(e, None) for e in mine]
+        search = "" if self.search is None else self.search.ident
         return [
-            Trial(e, setting, trial_key(Plan(e, self.store, device)), device, None if source is None else shared[source][0])
+            Trial(e, setting, trial_key(Plan(e, self.store, device)), device, None if source is None else shared[source][0], search)
             for setting, (e, source) in zip(settings, shared, strict=True)
         ]
 
     def finished(self, trial: Trial) -> bool:
-        """A trial that was stopped early is finished as long as trials are stopped early."""
         record = self.ledger.read(trial.key)
-        return record is not None and (record["status"] == "finished" or self.sweep.stop != "none")
+        return record is not None and self.lasts(record)
+
+    def lasts(self, record: Record) -> bool:
+        """A trial that was stopped early is finished as long as trials are stopped early."""
+        return record["status"] == "finished" or self.sweep.stop != "none"
+
+    def can(self, trial: Trial) -> bool:
+        return space.setting_id(trial.setting) not in self.refused
 
     def left(self, trials: Sequence[Trial]) -> list[Trial]:
-        return [*{t.key: t for t in trials if not self.finished(t) and t.name not in self.refused}.values()]
-
-    @property
-    def ident(self) -> str:
-        """Of an optimizer's search: it learns from the records that have it."""
-        return digest(["optuna", self.base.key(), self.store.inputs_checksum(self.base.data.score_split), sorted(self.sweep.space)])
-
-    def earlier(self) -> list[Record]:
-        """What an optimizer's search has found in earlier calls."""
-        if self.sweep.search != "optuna":
-            return []
-        return [r for r in self.ledger.all() if r.get("search") == self.ident and (r["status"] == "finished" or self.sweep.stop != "none")]
-
-    def to_choose(self) -> int:
-        """Trials that an optimizer has still to choose."""
-        return max(0, self.sweep.trials - len(self.earlier())) if self.sweep.search == "optuna" else 0
+        return [*{t.key: t for t in trials if not self.finished(t) and self.can(t)}.values()]
 
     def device_of_finished(self) -> str | None:
         """The device on which all was done already: then nobody has to be asked for work."""
         wanted = self.sweep.run.device
         for device in ("cuda", "cpu") if wanted == "auto" else (wanted,):
             whole = all(stage.manifest is not None for _, stage in Plan(self.shared, self.store, device).plan())
-            if whole and not self.left(self.plan(device)) and not self.to_choose():
+            if whole and not self.left(self.plan(device)) and not (self.search and self.search.left(device)):
                 return device
         return None
 
@@ -217,27 +223,29 @@ class Driver:
 
     def work(self, executor: Executor, record: Tracker) -> list[Trial]:
         """Runs what is left; returns all trials."""
-        watch = Watch(self.ledger, self.table, record, self.ident if self.sweep.search == "optuna" else "")
-        trials = self.plan(executor.device)
+        device = executor.device
+        watch = Watch(self.ledger, self.table, record)
+        trials = self.plan(device) if self.search is None else self.search.earlier(device)[: self.sweep.trials]
         for trial in trials:
-            watch.catch_up(trial)
-            if trial.name in self.refused:
-                watch.refuse(trial, self.refused[trial.name])
-        left, chosen = self.left(trials), self.to_choose()
+            if not self.can(trial):
+                watch.refuse(trial, self.refused[space.setting_id(trial.setting)])
+            elif self.finished(trial):
+                watch.found(trial)
+        left, chosen = self.left(trials), 0 if self.search is None else self.search.left(device)
         if left or chosen:
-            total = len({t.key for t in trials if t.name not in self.refused}) or self.sweep.trials
+            total = len({t.key for t in trials if self.can(t)}) + chosen
             with progress.Progress().stage("trials", total=total, done=total - len(left) - chosen, unit="trials") as line:
                 watch.line = line
                 # First those that run themselves, then those that are cut out of their maps.
                 self.wave(executor, [t for t in left if t.cut_from is None], watch, light=False)
                 cut = [t for t in left if t.cut_from is not None]
                 self.wave(executor, cut, watch, light=len(self.store.ids(self.base.data.map_split)) <= LIGHT)
-                if chosen:
-                    self.optimize(executor, chosen, watch)
-        if self.sweep.search == "optuna":
-            trials = [self.plan(executor.device, [r["setting"]])[0] for r in self.earlier()][: self.sweep.trials]
+                if chosen and self.search is not None:
+                    self.search.run(executor, watch)
+        if self.search is not None:
+            trials = [*self.search.earlier(device)[: self.sweep.trials], *watch.lost.values()]
         self.failed, self.computed = watch.failed, watch.computed
-        self.records = {t.key: r for t in trials if (r := self.ledger.read(t.key)) is not None}
+        self.records = {t.key: {**r, "score": score_of(self.table, r)} for t in trials if (r := self.ledger.read(t.key)) is not None}
         return trials
 
     def wave(self, executor: Executor, trials: Sequence[Trial], watch: Watch, *, light: bool) -> None:
@@ -253,22 +261,15 @@ class Driver:
         elif trials:
             from seedbed.runtime.sweep import run_on_tune
 
-            run_on_tune(trials, executor, self.at_once(executor), watch, stop=self.sweep.stop == "asha")
-
-    def optimize(self, executor: Executor, trials: int, watch: Watch) -> None:
-        from seedbed.runtime.sweep import search_on_tune
-
-        search_on_tune(
-            self.space,
-            lambda setting: self.plan(executor.device, [setting])[0],
-            [(r["setting"], r["score"]) for r in self.earlier()],
-            trials,
-            executor,
-            self.at_once(executor),
-            watch,
-            stop=self.sweep.stop == "asha",
-            seed=self.sweep.seed,
-        )
+            mine = {t.key for t in self.plan(executor.device)}
+            run_on_tune(
+                trials,
+                executor,
+                self.at_once(executor),
+                watch,
+                measured=lambda: self.ledger.measured(lambda record: record["key"] in mine),
+                stop=self.sweep.stop == "asha",
+            )
 
     def shown(self, trials: Sequence[Trial]) -> PaperTable:
         """The table with the rows of these trials: of a search every one, of the paper's those that were asked for."""
@@ -277,12 +278,3 @@ class Driver:
             return replace(self.table, lines=(*base, *(Line(t.name, t.setting) for t in trials)))
         settings = [t.setting for t in trials]
         return replace(self.table, lines=tuple(line for line in self.table.lines if line.setting is None or line.setting in settings))
-
-
-def chosen_table(sweep: Sweep, table_of: Mapping[str, TableOf]) -> PaperTable:
-    """The paper's, or a plain one for a grid of the user's own; of a search its stage and split alone."""
-    if sweep.table:
-        found = tables.named(table_of, sweep.table, sweep)
-        return found if sweep.search == "grid" else replace(found, name="", title=f"{found.title}, {sweep.search} search", lines=())
-    base = {"method": "cam"} if sweep.method == "rib" else {}
-    return PaperTable(name="", title=f"{sweep.search} search", lines=(), stage=sweep.until, base=base)

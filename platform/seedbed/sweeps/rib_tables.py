@@ -10,6 +10,7 @@ from seedbed.pipeline import Experiment
 from seedbed.sweeps.tables import Line, PaperTable, TableOf, once, printed, scaled
 
 CAM = {"method": "cam"}
+RIB = ("rib",)
 M, LR, B, K = 600.0, 8e-6, 20, 10
 """The paper's own setting."""
 
@@ -31,6 +32,7 @@ def activations(base: Experiment) -> PaperTable:
             row("L_RIB", "rib", "L_RIB"),
         ),
         base=CAM,
+        methods=RIB,
         source="rib_table5a",
     )
 
@@ -49,6 +51,7 @@ def margins(base: Experiment) -> PaperTable:
         title="Margin m and learning rate lambda (RIB, Table 5b)",
         lines=tuple(lines),
         base=CAM,
+        methods=RIB,
         axis="rib.margin",
         axis_name="margin m",
         source="rib_table5b",
@@ -68,7 +71,9 @@ def pooling(base: Experiment) -> PaperTable:
             Line(f"RIB-GNDRP (tau = {tau})", {"rib.tau": tau, "rib.pooling": "gndrp"}, printed=value, default=tau == 0.4, curve="RIB-GNDRP")
         )
     title = "Pooling and its threshold tau (RIB, Table 5c)"
-    return PaperTable(name="5c", title=title, lines=tuple(lines), base=CAM, axis="rib.tau", axis_name="tau", source="rib_table5c")
+    return PaperTable(
+        name="5c", title=title, lines=tuple(lines), base=CAM, methods=RIB, axis="rib.tau", axis_name="tau", source="rib_table5c"
+    )
 
 
 def batches(base: Experiment) -> PaperTable:
@@ -87,6 +92,7 @@ def batches(base: Experiment) -> PaperTable:
             title="Batch size B (RIB, Table S1)",
             lines=tuple(lines),
             base=CAM,
+            methods=RIB,
             axis="rib.batch",
             axis_name="batch size B",
             source="rib_tableS1",
@@ -116,6 +122,7 @@ def iterations(base: Experiment) -> PaperTable:
         title="Steps K, with GAP and with GNDRP (RIB, Fig. 5)",
         lines=tuple(lines),
         base=CAM,
+        methods=RIB,
         fixed={"rib.snapshots": True},
         axis="rib.steps",
         axis_name="steps K",

@@ -180,7 +180,13 @@ def grid(space: Space) -> list[Setting]:
         if isinstance(d, Range):
             remedy = "give choices (rib.tau=0.3,0.4,0.5), or say --search random"
             raise UserError(f"a grid can't hold the range of {name}", field="--space", remedy=remedy)
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.options for d in space.values()))]  # type: ignore[union-attr]
+    return every(space)
+
+
+def every(space: Space) -> list[Setting]:
+    """Every combination of a finite space."""
+    values = [d.options if isinstance(d, Choice) else range(int(d.low), int(d.high) + 1) for d in space.values()]
+    return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
 def draw(space: Space, trials: int, seed: int) -> list[Setting]:

@@ -47,7 +47,7 @@ class PaperTable:
     stage: str = "seed"
     """Stage whose score counts; the trials end with it."""
     split: str = ""
-    """Split whose score counts; empty: the experiment's score split."""
+    """Split whose score counts; empty (of seeds and masks only, which have no other): the experiment's score split."""
     metrics: tuple[str, ...] = ("mIoU",)
     base: Setting = field(default_factory=dict)
     fixed: Setting = field(default_factory=dict)
@@ -63,6 +63,8 @@ class PaperTable:
     source: str = ""
     """Where the paper prints it."""
     note: str = ""
+    methods: tuple[str, ...] = ()
+    """What it can be a table of; empty: any method, or its own among `fixed`."""
 
     @property
     def settings(self) -> list[Setting]:

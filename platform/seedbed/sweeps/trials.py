@@ -42,6 +42,8 @@ class Trial:
     device: str
     cut_from: Experiment | None = None
     """The trial whose maps hold this one's (cut.py)."""
+    search: str = ""
+    """The optimizer's search that chose it (optimize.py)."""
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ def trial_key(plan: Plan) -> str:
 
 
 class Ledger:
-    """OUT/trials: KEY.json of each finished trial (or one stopped early), KEY.failed of one that failed, KEY.logged once MLflow has it."""
+    """OUT/trials: KEY.json of each finished trial (or one stopped early), KEY.failed of one that failed."""
 
     def __init__(self, out: Path) -> None:
         self.folder = out / "trials"
@@ -102,11 +104,17 @@ class Ledger:
     def forget_failure(self, key: str) -> None:
         self._path(key, "failed").unlink(missing_ok=True)
 
-    def logged(self, key: str) -> bool:
-        return self._path(key, "logged").exists()
+    def measured(self, own: Callable[[Record], bool]) -> tuple[int, int]:
+        """Bytes of GPU memory that a trial took at most, and what the smallest GPU has: of the sweep's own trials where that is known,
+        else of all in the folder; (0, 0) where nothing is."""
+        known = [r for r in self.all() if r.get("gpu_bytes") and r.get("gpu_total") and not r.get("cut_from")]
+        known = [r for r in known if own(r)] or known
+        return max((r["gpu_bytes"] for r in known), default=0), min((r["gpu_total"] for r in known), default=0)
 
-    def mark_logged(self, key: str) -> None:
-        write_atomically(self._path(key, "logged"), b"")
+
+def claimed(record: Record, trial: Trial) -> Record:
+    """The record, with the search that chose the trial, and the setting under which it did."""
+    return {**record, "searches": {**record.get("searches", {}), trial.search: trial.setting}} if trial.search else record
 
 
 def run_trial(trial: Trial, report: Report | None = None) -> Record:
@@ -140,7 +148,10 @@ def run_trial(trial: Trial, report: Report | None = None) -> Record:
     except Exception as error:
         ledger.fail(trial.key, reason(error), traceback.format_exc())
         raise
-    record |= {"seconds": round(time.time() - began, 3), "gpu_bytes": memory.get("bytes", 0)}
+    record |= {"seconds": round(time.time() - began, 3), "gpu_bytes": memory.get("bytes", 0), "gpu_total": memory.get("total", 0)}
+    if searches := (ledger.read(trial.key) or {}).get("searches"):
+        record["searches"] = searches
+    record = claimed(record, trial)
     ledger.write(trial.key, record)
     return record
 
@@ -161,16 +172,18 @@ def scored_stage(study: Study, seed: int) -> list[str]:
 
 @contextlib.contextmanager
 def quiet_gpu(device: str) -> Any:
-    """On a GPU: `bytes` is afterwards the most memory that this process held, with what CUDA itself needs; trials share by it."""
-    memory: dict[str, int] = {}
-    if device != "cuda":
-        yield memory
-        return
+    """On a GPU: `bytes` is afterwards the most memory that this process held, with what CUDA itself needs, `total` what the GPU has; trials
+    share by it. A cluster's head, which only cuts maps, may have none."""
     import torch
 
+    memory: dict[str, int] = {}
+    if device != "cuda" or not torch.cuda.is_available():
+        yield memory
+        return
     torch.cuda.reset_peak_memory_stats()
     yield memory
     memory["bytes"] = torch.cuda.max_memory_reserved() + CONTEXT_BYTES
+    memory["total"] = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     torch.cuda.empty_cache()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +12,24 @@ from seedbed.local import Tracker
 from seedbed.progress import Line
 from seedbed.scores import mean_metrics
 from seedbed.sweeps.tables import PaperTable
-from seedbed.sweeps.trials import Ledger, Record, Trial
+from seedbed.sweeps.trials import Ledger, Record, Trial, claimed
 from seedbed.types import UserError
 
 
 class Watch:
-    """Hears what becomes of the trials. `search`: what records of an optimizer's search are marked with."""
+    """Hears what becomes of the trials."""
 
-    def __init__(self, ledger: Ledger, table: PaperTable, record: Tracker, search: str = "") -> None:
-        self.ledger, self.table, self.record, self.search = ledger, table, record, search
+    def __init__(self, ledger: Ledger, table: PaperTable, record: Tracker) -> None:
+        self.ledger, self.table, self.record = ledger, table, record
         self.failed: dict[str, str] = {}
         """Key -> why."""
+        self.lost: dict[str, Trial] = {}
+        """The trials that failed, by key."""
         self.computed: list[str] = []
         self.line: Line | None = None
         self._children: dict[str, str] = {}
+        self._shown: set[str] = set()
+        """Keys of the trials that have a child run: one each, whatever rows name them."""
 
     def started(self, trial: Trial) -> None:
         if trial.key not in self._children:
@@ -61,28 +66,31 @@ class Watch:
                 "score": last["score"],
                 "rows": [],
                 "over_k": {},
+                "searches": (record or {}).get("searches", {}),
+                "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
         if record is None or ledger.failure(trial.key) is not None:
             return None
-        found = {"setting": trial.setting, "search": self.search} if self.search else {}
-        return {**record, "score": record.get("score", score_of(self.table, record)), **found}
+        return claimed({**record, "score": score_of(self.table, record)}, trial)
 
-    def catch_up(self, trial: Trial) -> None:
-        """A trial that was finished when the driver was killed: MLflow has not heard of it."""
+    def found(self, trial: Trial) -> None:
+        """A trial of an earlier call, or of another table: a child of this call too, so that one view compares all that the call shows."""
         record = self.ledger.read(trial.key)
-        if record is not None and not self.ledger.logged(trial.key):
-            if "score" not in record:
-                record["score"] = score_of(self.table, record)
-                self.ledger.write(trial.key, record)
-            self._log(trial, record, self._begin(trial))
+        if record is not None and trial.key not in self._shown:
+            record["score"] = score_of(self.table, record)
+            self._log(trial, record, self._begin(trial, {"seedbed.found": "true"}))
 
     def refuse(self, trial: Trial, error: UserError) -> None:
         """A trial whose settings can't work on these data."""
         self.ledger.fail(trial.key, error.message, error.text())
+        if trial.key not in self._shown:
+            self.record.end_stage(self._begin(trial), "FAILED")
         self._fail(trial, f"{error.message} ({error.remedy})")
 
-    def _begin(self, trial: Trial) -> str:
+    def _begin(self, trial: Trial, more: Mapping[str, str] | None = None) -> str:
+        self._shown.add(trial.key)
         tags = {
+            **(more or {}),
             "seedbed.kind": "trial",
             "seedbed.key": trial.key,
             "seedbed.method": trial.experiment.labels[-1],
@@ -96,10 +104,9 @@ class Watch:
         plain = {name: record[name] for name in ("score", "share", "seconds") if isinstance(record.get(name), int | float)}
         self.record.log({**mean_metrics(record["rows"]), **plain}, child=child)
         self.record.end_stage(child, "FINISHED" if record["status"] == "finished" else "KILLED")
-        self.ledger.mark_logged(trial.key)
 
     def _fail(self, trial: Trial, why: str) -> None:
-        self.failed[trial.key] = why
+        self.failed[trial.key], self.lost[trial.key] = why, trial
         print(f"trial failed: {trial.name}: {why}", file=sys.stderr, flush=True)
 
     def _say(self) -> None:
@@ -109,7 +116,10 @@ class Watch:
 
 
 def score_of(table: PaperTable, record: Record) -> float | None:
-    """The number that a search goes by: the table's first metric at its stage, the mean over random seeds."""
+    """The number that a search goes by: the table's first metric at its stage, the mean over random seeds; of a trial that was stopped
+    early the score so far."""
+    if record.get("status") == "stopped":
+        return record["score"]
     mine = [r for r in record["rows"] if (r["stage"], r["metric"]) == (table.stage, table.metrics[0])]
     found = [r["value"] for r in mine if table.split in ("", r["split"])]
     return sum(found) / len(found) if found else None
