@@ -13,15 +13,17 @@ from test_study import TINY
 
 from seedbed.artefacts import find_stages
 from seedbed.methods.rib import RibConfig
-from seedbed.pipeline import Experiment, ShapesExperiment
+from seedbed.pipeline import Experiment, RefineConfig, ShapesExperiment
 from seedbed.study import run as run_study
 from seedbed.sweeps import space
+from seedbed.sweeps.addon_tables import ADDON_TABLES
 from seedbed.sweeps.cut import free_settings, share_runs
 from seedbed.sweeps.drive import Driver, absolute, explain, main, run
 from seedbed.sweeps.isl_tables import ISL_TABLES
 from seedbed.sweeps.rib_tables import RIB_TABLES
 from seedbed.sweeps.settings import ShapesSweep, Sweep
 from seedbed.sweeps.tables import SweepResult, named, printed
+from seedbed.sweeps.trials import setting_text
 from seedbed.sweeps.view import notes_of
 from seedbed.sweeps.watch import score_of
 from seedbed.types import UserError
@@ -204,6 +206,17 @@ def test_a_search_goes_by_one_split_of_the_segmentation(tmp_path: Path) -> None:
     table = Driver(tiny(tmp_path / "out", until="segmentation", **search), RIB_TABLES).table
     rows = [{"stage": "segmentation", "metric": "mIoU", "split": name, "value": value} for name, value in (("train", 10.0), ("val", 90.0))]
     assert score_of(table, {"rows": rows}) == 10.0
+
+
+def test_a_table_of_one_method_does_not_ignore_another(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sets --method to cam in all its trials, and would ignore seam"):
+        Driver(tiny(tmp_path / "out", method="seam", table="cam"), ADDON_TABLES, ("method",))
+    Driver(tiny(tmp_path / "out", method="cam", table="seam"), ADDON_TABLES, ())
+
+
+def test_trials_are_told_apart_by_name() -> None:
+    assert setting_text({"rib.tau": 0.3, "rib.batch": 2}) == "tau 0.3, batch 2"
+    assert setting_text({"rib.batch": 2, "classifier.batch": 3, "rib.tau": 0.3}) == "rib.batch 2, classifier.batch 3, tau 0.3"
 
 
 def test_space_in_words_and_in_json() -> None:
@@ -459,8 +472,9 @@ def test_tables_of_hfpl() -> None:
     assert all(line.setting is not None and line.setting["isl.weight"] == 1.0 for line in five.lines)
     four = {line.label: line for line in made["4"].lines}
     assert four["ISL, multinomial"].printed["mIoU"] == (63.0, 0.5) and four["FSL, binomial"].printed["F"] == (43.5, 0.2)
-    multinomial = four["ISL, multinomial"].setting
-    assert multinomial is not None and (multinomial["refine.alpha_low"], multinomial["refine.alpha_high"]) == (2.0, 4.0)
+    seam = Experiment(method="seam", refine=RefineConfig.named("hfpl", method="affinitynet"))
+    alphas = {label: seam.replace(**(line.setting or {})).refinement.alphas for label, line in four.items()}
+    assert alphas == {"ISL, multinomial": (2, 4), "ISL, binomial": (1, 24), "FSL, multinomial": (2, 4), "FSL, binomial": (4, 24)}
     assert [line.printed["J_and_F"][0] for line in made["gate"].lines] == [55.2, 53.8]
     lambdas = [line.setting.get("isl.weight", 0.0) if line.setting else 0.0 for line in made["fig6"].lines]
     assert lambdas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] * 2
@@ -470,8 +484,6 @@ def test_tables_of_hfpl() -> None:
 
 
 def test_addons_on_a_method_one_table_each() -> None:
-    from seedbed.sweeps.addon_tables import ADDON_TABLES
-
     base = ShapesSweep(name="x", method="cam", table="seam")
     for name, make in ADDON_TABLES.items():
         table = make(base)

@@ -297,6 +297,8 @@ def test_optuna_goes_on(small_ray: None, tmp_path: Path) -> None:
     more = sweep(out, trials=4, **changes)
     assert len(more.computed) == 2 and len({t.key for t in more.trials}) == 4, "two were found, the other two are chosen, none twice"
     assert not sweep(out, trials=4, **changes).computed
+    with pytest.raises(UserError, match="but no picture has more than"):  # nothing that can work: Tune is given no trial at all
+        sweep(out, trials=2, **{**changes, "space": ("rib.batch=500,600",)})
 
 
 @pytest.mark.ray

@@ -11,7 +11,7 @@ from seedbed.addons import ADDONS
 from seedbed.pipeline import UNTIL, Experiment
 from seedbed.sweeps import tables
 from seedbed.sweeps.settings import Sweep
-from seedbed.sweeps.space import Choice, Setting, Space, draw, setting_id, size
+from seedbed.sweeps.space import Choice, Setting, Space, draw, grid, setting_id, size, too_many
 from seedbed.sweeps.tables import PaperTable, TableOf
 from seedbed.types import UserError
 
@@ -38,6 +38,22 @@ def scored_split(sweep: Sweep) -> str:
     """The one split whose score counts: --data.score-split, of a segmentation without it the first of --data.segment-splits."""
     splits, scored = sweep.data.segment_splits, sweep.data.score_split
     return scored if sweep.until != "segmentation" or scored in splits or not splits else splits[0]
+
+
+def chosen_settings(sweep: Sweep, table: PaperTable, space: Space) -> list[Setting]:
+    """Of the trials, as far as they are known before any has run."""
+    if sweep.search == "random":
+        return draw(space, sweep.trials, sweep.seed)
+    most: int | None
+    found: list[Setting]
+    if sweep.search == "optuna":
+        most, found = size(space), []
+    else:
+        found = table.settings if table.lines else grid(space)
+        most = len(found)
+    if most is not None and sweep.trials > most:
+        raise too_many(sweep.trials, most)
+    return found[: sweep.trials or None]
 
 
 # --- what a table would ignore --------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from seedbed import progress, study
@@ -15,13 +14,12 @@ from seedbed.artefacts import hold
 from seedbed.checks import check, check_companions, check_scored
 from seedbed.data import Store
 from seedbed.local import Executor, Tracker
-from seedbed.pipeline import WORDS
 from seedbed.plan import Plan
 from seedbed.stages import Study
 from seedbed.sweeps import asked, space
 from seedbed.sweeps.cut import share_runs
 from seedbed.sweeps.optimize import Search
-from seedbed.sweeps.settings import Sweep
+from seedbed.sweeps.settings import Sweep, absolute
 from seedbed.sweeps.tables import Line, PaperTable, SweepResult, TableOf
 from seedbed.sweeps.trials import Ledger, Record, Trial, run_trial, trial_key
 from seedbed.sweeps.watch import Watch, score_of
@@ -68,17 +66,6 @@ def explain(sweep: Sweep, table_of: Mapping[str, TableOf], say: Callable[[str], 
         say(f"{'trial':24} {trial.key}  {state:8} {trial.name}")
 
 
-def absolute(sweep: Sweep) -> Sweep:
-    """Paths as another process finds them."""
-    changes: dict[str, Any] = {"out": str(sweep.folder())}
-    if sweep.data.store and "://" not in sweep.data.store:
-        changes["data.store"] = str(Path(sweep.data.store).absolute())
-    for name, value in sweep.flat().items():
-        if name.endswith(("weights", "saliency")) and value and value not in WORDS and Path(str(value)).exists():
-            changes[name] = str(Path(value).absolute())
-    return sweep.replace(**changes)
-
-
 class Driver:
     """One call of a sweep."""
 
@@ -92,7 +79,7 @@ class Driver:
         self.shared = self.base.replace(**self.table.base)
         self.ledger = Ledger(sweep.folder())
         self.search = Search(self) if sweep.search == "optuna" else None
-        self.settings = self.chosen_settings()
+        self.settings = asked.chosen_settings(sweep, self.table, self.space)
         asked.refuse_ignored(sweep, self.table, [self.base.replace(**setting) for setting in self.table.settings or [{}]], said)
         self.refused: dict[str, UserError] = {}
         """Trials (by `setting_id`) that can't work, found before anything is started."""
@@ -102,20 +89,6 @@ class Driver:
         self.store: Store
 
     # --- which trials -------------------------------------------------------------------------------
-
-    def chosen_settings(self) -> list[space.Setting]:
-        """Of the trials, as far as they are known before any has run."""
-        s = self.sweep
-        if s.search == "random":
-            return space.draw(self.space, s.trials, s.seed)
-        if s.search == "optuna":
-            most, found = space.size(self.space), []
-        else:
-            found = self.table.settings if self.table.lines else space.grid(self.space)
-            most = len(found)
-        if most is not None and s.trials > most:
-            raise space.too_many(s.trials, most)
-        return found[: s.trials or None]
 
     def open(self, *, dry: bool = False) -> None:
         """Looks at data and settings of the base and of every trial before anything is started."""

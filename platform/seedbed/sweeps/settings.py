@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from seedbed.config import bounded, setting
-from seedbed.pipeline import Experiment, ShapesExperiment
+from seedbed.pipeline import WORDS, Experiment, ShapesExperiment
 from seedbed.types import UserError
 
 
@@ -48,3 +49,14 @@ class Sweep(Experiment):
 @dataclass(frozen=True)
 class ShapesSweep(Sweep, ShapesExperiment):
     """A sweep on the embedded shapes set."""
+
+
+def absolute(sweep: Sweep) -> Sweep:
+    """Paths as another process finds them."""
+    changes: dict[str, Any] = {"out": str(sweep.folder())}
+    if sweep.data.store and "://" not in sweep.data.store:
+        changes["data.store"] = str(Path(sweep.data.store).absolute())
+    for name, value in sweep.flat().items():
+        if name.endswith(("weights", "saliency")) and value and value not in WORDS and Path(str(value)).exists():
+            changes[name] = str(Path(value).absolute())
+    return sweep.replace(**changes)

@@ -51,8 +51,10 @@ class Trial:
 
 
 def setting_text(setting: Setting) -> str:
-    """`tau 0.3, pooling gndrp, addons isl+fsl`."""
-    return ", ".join(f"{name.rpartition('.')[2]} {_value_text(value)}" for name, value in setting.items())
+    """`tau 0.3, pooling gndrp, addons isl+fsl`; names whose ends are the same in full."""
+    ends = [name.rpartition(".")[2] for name in setting]
+    shown = (name if ends.count(end) > 1 else end for name, end in zip(setting, ends, strict=True))
+    return ", ".join(f"{name} {_value_text(value)}" for name, value in zip(shown, setting.values(), strict=True))
 
 
 def _value_text(value: Any) -> str:
