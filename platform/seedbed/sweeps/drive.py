@@ -30,12 +30,16 @@ LIGHT = 512
 
 
 def main(
-    sweep: Sweep, table_of: Mapping[str, TableOf], smoke: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None
+    sweep: Sweep,
+    table_of: Mapping[str, TableOf],
+    smoke: Mapping[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+    recipe: study.Recipe | None = None,
 ) -> NoReturn:
-    """The command line of a sweep's script; statuses as of a study, 3 also where a trial failed."""
+    """The command line of a sweep's script; statuses as of a study, 3 also where a trial failed. `smoke`, `recipe`: as a study has them."""
     with study.reported_errors():
         arguments = list(sys.argv[1:] if argv is None else argv)
-        settings = study.parse(sweep, smoke or {}, arguments)
+        settings = study.parse(sweep, smoke or {}, arguments, recipe)
         assert isinstance(settings, Sweep)
         said = asked.said_flags(arguments, settings.flat())
         if settings.explain:

@@ -15,9 +15,6 @@ from seedbed.sweeps.tables import Line, PaperTable, TableOf, printed
 METRICS = ("mIoU", "F", "J_and_F")
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SAMPLES = (1, 5, 10, 50, 100)
-PLAIN, BINOMIAL, MULTINOMIAL = (
-    {"refine.alpha_low": low, "refine.alpha_high": high} for low, high in ((4.0, 24.0), (1.0, 24.0), (2.0, 4.0))
-)
 
 
 def _trained(*addons: str, **settings: object) -> Setting:
@@ -36,9 +33,9 @@ def weights(base: Experiment) -> PaperTable:
             if weight == 0 and not fsl:
                 lines.append(Line(label, None, base.method, x=0.0, curve=curve))
             elif weight == 0:
-                lines.append(Line(label, {**_trained("fsl"), **PLAIN}, x=0.0, curve=curve))
+                lines.append(Line(label, _trained("fsl"), x=0.0, curve=curve))
             else:
-                setting = {**_trained("isl", *fsl, isl__weight=weight), **BINOMIAL}
+                setting = _trained("isl", *fsl, isl__weight=weight)
                 value = at_one if weight == 1 and not fsl else {}
                 lines.append(Line(label, setting, printed=value, default=weight == 0.2 and bool(fsl), x=weight, curve=curve))
     note = "printed gains in J&F: 1.6 of lambda 0.2 over 0, and 2.2 more with FSL (section 5.5); the curves themselves are a figure"
@@ -51,7 +48,7 @@ def samples(base: Experiment) -> PaperTable:
     """Table 5: positions drawn for each class, at weight 1 and without FSL."""
     lines = []
     for n in SAMPLES:
-        setting = {**_trained("isl", isl__weight=1.0, isl__samples=n), **BINOMIAL}
+        setting = _trained("isl", isl__weight=1.0, isl__samples=n)
         lines.append(Line(f"N = {n}", setting, printed=printed("hfpl_table5", note=f"pixels={n}"), default=n == 10, curve="ISL"))
     table = _table("5", "Drawn positions N (HFPL, Table 5)", lines, "train", "isl.samples", "hfpl_table5")
     return replace(table, axis_name="N, positions drawn for each class")
@@ -66,10 +63,10 @@ def posteriors(base: Experiment) -> PaperTable:
 
     first, second = "Multinomial ([19])", "Binomial (proposed)"
     lines = [
-        row("ISL", first, "multinomial", {**_trained("isl", isl__weight=0.6, isl__posterior="multinomial"), **MULTINOMIAL}),
-        row("ISL", second, "binomial", {**_trained("isl", isl__weight=0.2, isl__posterior="binomial"), **BINOMIAL}),
-        row("FSL", first, "multinomial", {**_trained("fsl", fsl__gate="a", fsl__learned=True), **MULTINOMIAL}),
-        row("FSL", second, "binomial", {**_trained("fsl", fsl__gate="r", fsl__learned=False), **PLAIN}),
+        row("ISL", first, "multinomial", _trained("isl", isl__weight=0.6, isl__posterior="multinomial")),
+        row("ISL", second, "binomial", _trained("isl", isl__weight=0.2, isl__posterior="binomial")),
+        row("FSL", first, "multinomial", _trained("fsl", fsl__gate="a", fsl__learned=True, fsl__classes="all")),
+        row("FSL", second, "binomial", _trained("fsl", fsl__gate="r", fsl__learned=False)),
     ]
     return _table("4", "Binomial and multinomial posterior (HFPL, Table 4)", lines, "val", "", "hfpl_table4")
 
@@ -78,7 +75,7 @@ def gates(base: Experiment) -> PaperTable:
     """Section 5.5: what FSL's gate looks at, the max-normalized map r or the posterior b."""
     names = {"r": "gating function g on max-normalized CAM r", "b": "gating function g on posterior b"}
     lines = [
-        Line(f"gate {gate}", {**_trained("fsl", fsl__gate=gate), **PLAIN}, printed=printed("claims", note=note), default=gate == "r")
+        Line(f"gate {gate}", _trained("fsl", fsl__gate=gate), printed=printed("claims", note=note), default=gate == "r")
         for gate, note in names.items()
     ]
     note = "HFPL's section 5.5 does not print the split of the two gates' scores; val is inferred from Table 4"
@@ -93,7 +90,7 @@ def _table(name: str, title: str, lines: list[Line], split: str, axis: str, sour
         stage="segmentation",
         split=split,
         metrics=METRICS,
-        base={"addons": (), **PLAIN},
+        base={"addons": ()},
         fixed={"data.segment_splits": (split,)},
         axis=axis,
         source=source,
