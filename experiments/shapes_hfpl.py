@@ -5,7 +5,7 @@ set and the classifier's settings: docs/shapes.md.
 
 Command: python experiments/shapes_hfpl.py --table cam                        (or seam; --seeds 1 for a look)
 
-Run time: cam about 20 min on two cores, seam about an hour; --smoke --table cam about 2 min.
+Run time: cam about 20 min on two cores, seam twelve trainings of some 7 min on one core; --smoke --table cam about 2 min.
 """
 
 from seedbed import pipeline as s
