@@ -23,7 +23,7 @@ from seedbed.data.shapes_drawing import BODY, HEAD, background_only, body_only, 
 from seedbed.data.transforms import normalise, views  # noqa: E402
 from seedbed.methods.cam import Cam  # noqa: E402
 from seedbed.methods.maps import high_res, snapshot_maps  # noqa: E402
-from seedbed.methods.rib import Rib, steps_until_margin  # noqa: E402
+from seedbed.methods.rib import Rib, margin_step  # noqa: E402
 from seedbed.metrics.classification import average_precision  # noqa: E402
 from seedbed.metrics.contour import Contour  # noqa: E402
 from seedbed.models import build_network  # noqa: E402
@@ -187,7 +187,7 @@ class Trial:
             for k, tally in enumerate(tallies):
                 tally.add(snapshot_maps(maps, min(k, len(maps.snapshots) - 1)), truth, parts)
             for margin, tally in by_margin.items():
-                tally.add(snapshot_maps(maps, steps_until_margin(maps, margin) - 1), truth, parts)
+                tally.add(snapshot_maps(maps, (margin_step(maps, margin) or maps.steps) - 1), truth, parts)
         fixed = tallies[0].sweep.best("skip").value
         margins = {m: t.figures(fixed) for m, t in by_margin.items()}
         return {"over k": [t.figures(fixed) for t in tallies], "margins": margins, "ends": ends, "seconds": spent / count}
