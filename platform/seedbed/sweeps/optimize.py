@@ -50,12 +50,15 @@ class Search:
             if d.sweep.trials > len(different):
                 raise space.too_many(d.sweep.trials, len(different))
 
-    def earlier(self, device: str) -> list[Trial]:
-        """What is finished, the oldest first; not what another device, or other code, has made."""
-        mine = [r for r in self.driver.ledger.all() if self.ident in r.get("searches", {}) and self.driver.lasts(r)]
+    def known(self, device: str) -> list[tuple[Trial, float | None]]:
+        """What is finished, with its score, the oldest first; not what another device, or other code, has made."""
+        mine = [r for r in self.driver.ledger.all() if self.owns(r) and self.driver.lasts(r)]
         mine.sort(key=lambda r: (r.get("ended", ""), r["key"]))
-        trials = [self.trial(device, r["searches"][self.ident]) for r in mine]
-        return [t for t, r in zip(trials, mine, strict=True) if t.key == r["key"]]
+        pairs = [(self.trial(device, r["searches"][self.ident]), r) for r in mine]
+        return [(t, score_of(self.driver.table, r)) for t, r in pairs if t.key == r["key"]]
+
+    def earlier(self, device: str) -> list[Trial]:
+        return [trial for trial, _ in self.known(device)]
 
     def left(self, device: str) -> int:
         """Trials that are still to be chosen."""
@@ -63,11 +66,6 @@ class Search:
 
     def trial(self, device: str, setting: space.Setting) -> Trial:
         return self.driver.plan(device, [setting])[0]
-
-    def known(self, device: str) -> list[tuple[Trial, float | None]]:
-        """The earlier trials with their scores."""
-        ledger = self.driver.ledger
-        return [(t, score_of(self.driver.table, r)) for t in self.earlier(device) if (r := ledger.read(t.key)) is not None]
 
     def owns(self, record: Record) -> bool:
         return self.ident in record.get("searches", {})
