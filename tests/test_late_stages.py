@@ -120,6 +120,24 @@ def test_another_scored_split_makes_its_own_pictures_alone(copy: Path, reference
         assert digest in digests(copy)[stage] and digest not in digests(reference)[stage]
 
 
+def test_another_tolerance_predicts_nothing_again(copy: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a segmenter predict what it has filled labels with: its label maps are there, and are counted."""
+    from seedbed.segment.predict import PredictWork
+
+    monkeypatch.setattr(PredictWork, "open", lambda self: pytest.fail("a network was opened"))
+
+    def scores(out: Path, metric: str) -> dict[str, float]:
+        rows = json.loads((out / "scores.json").read_text())["rows"]
+        return {f"{r['stage']} {r['split']}": r["value"] for r in rows if (r["method"], r["metric"]) == ("cam", metric)}
+
+    run(whole(copy, **{"scoring.tolerance": 0.1}))
+    mine, theirs = scores(copy, "F"), scores(reference, "F")
+    assert scores(copy, "mIoU") == scores(reference, "mIoU") and all(mine[name] > theirs[name] for name in theirs)
+    assert set(digests(copy)["predictions"]) == set(digests(reference)["predictions"])
+    result = run(whole(copy, **{"segmenter.retrain": "no", "data.segment_splits": ("train",)}))
+    assert {s.name for s in result.stages if s.computed} == {"predictions cam"}
+
+
 def test_records_of_other_pictures_are_not_taken_over(copy: Path) -> None:
     """The same ids, settings and networks, but a store whose pictures are not those that the maps were made of."""
     for manifest in find_stages(copy, "maps"):

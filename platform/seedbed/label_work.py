@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from seedbed.artefacts import Fragments
+from seedbed.artefacts import LABELS, Fragments
 from seedbed.artefacts.records import decode_png, label_record, maps_from, pixels_hash, png, scored_label_record
 from seedbed.local import ImageWork
 from seedbed.refine.settings import RefineConfig
@@ -158,6 +159,26 @@ class ScoreWork:
             return {"id": ident, **found, "seconds": time.perf_counter() - began}
 
         return count
+
+
+@dataclass(frozen=True)
+class Known:
+    """Work that leaves a label map, where those of some pictures are there already: the work is opened for the others alone."""
+
+    light: ClassVar[bool] = False
+
+    work: ImageWork
+    folders: tuple[Path, ...]
+    """Artefacts with label maps that the work would leave, too."""
+
+    def open(self) -> Callable[[str], Record]:
+        there, opened = [Fragments(folder) for folder in self.folders], cache(self.work.open)
+
+        def make(ident: str) -> Record:
+            record = next((records[ident] for records in there if ident in records), None)
+            return opened()(ident) if record is None else {name: record[name] for name in LABELS.names if name != "hash"}
+
+        return make
 
 
 @dataclass(frozen=True)

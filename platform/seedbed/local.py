@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from seedbed import loop
+from seedbed import loop, progress
 from seedbed.artefacts import Stage
 from seedbed.types import UserError
 
@@ -43,6 +43,22 @@ class Executor(Protocol):
     def train(self, task: loop.Task, folder: Path, report: Any = None) -> None:
         """Runs the training loop to its end, from its checkpoint where there is one; leaves `folder/weights.pt`; `report` gets the log."""
         ...
+
+
+def make_missing(executor: Executor, work: ImageWork, ids: Sequence[str], stage: Stage, bars: progress.Progress, label: str) -> int:
+    """The records that the stage lacks, with its line in the terminal; how many were computed.
+
+    Raises UserError, and leaves no stage behind, when not one picture of all came out.
+    """
+    todo = stage.pending(ids)
+    with bars.stage(label, total=len(ids), done=len(ids) - len(todo)) as line:
+        computed = executor.map_images(work, ids, stage, line) if todo else 0
+    aside = stage.set_aside_reasons()
+    if ids and aside and not len(stage.records()):
+        ident, why = next(iter(aside.items()))
+        stage.discard()
+        raise UserError(f"every picture of {label} failed; {ident}: {why}", field=stage.name, remedy="mend the cause and start again")
+    return computed
 
 
 class Tracker(Protocol):

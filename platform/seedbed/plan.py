@@ -28,8 +28,10 @@ VERSIONS = {
 }
 """Code versions of the stages whose code has no constant of its own; a golden test fails when output changes without a new one."""
 
-TAKEN_OVER = ("maps", "masks")
+COPIED = ("maps", "masks")
 """Stages with long work for each picture, whose records are taken from an artefact that differs in nothing but its pictures."""
+TAKEN_OVER = (*COPIED, "predictions")
+"""Predictions too, where how they are scored may differ: then their label maps are counted anew (label_work.Known)."""
 
 
 class Plan:
@@ -224,7 +226,7 @@ class Plan:
                 state = "runs"
                 why = f"no artefact with this key (there are {len(others)} with other settings or inputs)" if others else "no artefact yet"
                 if stage.name in TAKEN_OVER and (there := stage.relatives()):
-                    why = f"other pictures than in {', '.join(other['key'] for other in there)}: records in common are taken over"
+                    why = f"other pictures or scores than in {', '.join(o['key'] for o in there)}: records in common are taken over"
             yield f"{label:24} {stage.key}  {state:8} {why}"
 
     def finished_on(self) -> str | None:

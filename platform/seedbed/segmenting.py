@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedbed.artefacts import Stage
-from seedbed.label_work import Counted
+from seedbed.label_work import Counted, Known
+from seedbed.local import ImageWork
 from seedbed.pipeline import absolute_weights
 from seedbed.scores import mean_metrics
 from seedbed.stage_rows import segmentation_rows
@@ -22,8 +23,9 @@ def segment(study: Study, method: str) -> None:
     train_all(study, [_training(study, "segmenter", study.segmenter_stage(method, s), method, s, None) for s in study.seeds])
     if study.retrains:
         for seed in study.seeds:
-            work = predict_work(study, study.segmenter_stage(method, seed))
-            study.per_image("predictions", study.filling_stage(method, seed), method, seed, work, study.keys.pseudo_ids)
+            stage = study.filling_stage(method, seed)
+            work = predict_work(study, study.segmenter_stage(method, seed), stage)
+            study.per_image("predictions", stage, method, seed, work, study.keys.pseudo_ids)
         second = [(study.retrained_stage(method, s), study.filling_stage(method, s).folder, s) for s in study.seeds]
         train_all(study, [_training(study, "retrained", stage, method, s, filling) for stage, filling, s in second])
     for seed in study.seeds:
@@ -39,7 +41,7 @@ def predict(study: Study, method: str, seed: int, split: str, ids: list[str]) ->
     """The last segmenter's predictions of a split, and rows `segmentation` where it has masks."""
     e, last = study.experiment, study.final_segmenter(method, seed)
     stage = study.predictions_stage(method, seed, split)
-    work = Counted(predict_work(study, last), study.address, e.data.cache, e.scoring.tolerance)
+    work = Counted(predict_work(study, last, stage), study.address, e.data.cache, e.scoring.tolerance)
     with study.per_image("predictions", stage, method, seed, work, ids, keep_open=True) as child:
         if not study.store.has_mask(ids).any():
             return  # segmented for the test server; nobody here can score it
@@ -83,11 +85,12 @@ def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> A
     )
 
 
-def predict_work(study: Study, segmenter: Stage) -> Any:
+def predict_work(study: Study, segmenter: Stage, stage: Stage) -> ImageWork:
+    """What leaves the segmenter's label maps; those that another predictions' artefact holds are taken from there."""
     from seedbed.segment.predict import PredictWork
 
     e = study.experiment
-    return PredictWork(
+    work = PredictWork(
         store=study.address,
         cache=e.data.cache,
         segmenter=segmenter.folder,
@@ -96,3 +99,5 @@ def predict_work(study: Study, segmenter: Stage) -> Any:
         device=study.executor.device,
         threads=e.run.threads,
     )
+    there = tuple(records.folder for records in study.related(stage)) if stage.manifest is None else ()
+    return Known(work, there) if there else work

@@ -19,9 +19,9 @@ from seedbed.artefacts.records import unpack
 from seedbed.checks import check
 from seedbed.data import Store
 from seedbed.keys import BASELINES, Keys
-from seedbed.local import Executor, ImageWork, Tracker
+from seedbed.local import Executor, ImageWork, Tracker, make_missing
 from seedbed.pipeline import Experiment, classifier_task, method_settings, plain
-from seedbed.plan import TAKEN_OVER, Plan
+from seedbed.plan import COPIED, TAKEN_OVER, Plan
 from seedbed.report import StageSummary, StudyResult
 from seedbed.scores import mean_metrics
 from seedbed.seeds import SweepCounts, Threshold, choose_threshold
@@ -216,17 +216,9 @@ class Study(Plan):
 
     def _make(self, name: str, stage: Stage, method: str, seed: int, work: ImageWork, ids: list[str]) -> None:
         began = time.perf_counter()
-        if name in TAKEN_OVER:
+        if name in COPIED:
             self._take_over(stage, ids)
-        todo = stage.pending(ids)
-        with self.progress.stage(self.label(name, method.upper(), seed), total=len(ids), done=len(ids) - len(todo)) as line:
-            computed = self.executor.map_images(work, ids, stage, line) if todo else 0
-        aside = stage.set_aside_reasons()
-        if ids and aside and not len(stage.records()):
-            ident, reason = next(iter(aside.items()))
-            stage.discard()
-            message = f"every picture of {name} {method} failed; {ident}: {reason}"
-            raise UserError(message, field=name, remedy="mend the cause and start again")
+        computed = make_missing(self.executor, work, ids, stage, self.progress, self.label(name, method.upper(), seed))
         summary = {
             **(getattr(work, "summary", None) or {}),
             **({"pictures": self._pictures(stage.records())} if name in TAKEN_OVER else {}),
@@ -235,10 +227,16 @@ class Study(Plan):
 
     def _take_over(self, stage: Stage, ids: list[str]) -> None:
         """Another split is scored, and most of the pictures are the same: their records are there already, of the same bits."""
+        for records in self.related(stage):
+            wanted = set(stage.pending(ids))
+            stage.take_over(records, [i for i in records.ids() if i in wanted])
+
+    def related(self, stage: Stage) -> Iterator[Fragments]:
+        """Records that differ from the stage's in nothing but their pictures and scores, if the pictures are still what they were."""
         for other in stage.relatives():
-            wanted, records = set(stage.pending(ids)), Fragments(Path(other["folder"]))
-            if wanted and other["summary"].get("pictures") == self._pictures(records):
-                stage.take_over(records, [i for i in records.ids() if i in wanted])
+            records = Fragments(Path(other["folder"]))
+            if other["summary"].get("pictures") == self._pictures(records):
+                yield records
 
     def _pictures(self, records: Fragments) -> str:
         """Checksum of the pictures that these records are of, as the store has them now; empty where it lacks one."""

@@ -23,7 +23,7 @@ from seedbed.artefacts.records import pack, unpack
 from seedbed.config import digest
 from seedbed.data.store import Store, open_store
 from seedbed.data.transforms import generator
-from seedbed.local import LocalExecutor, NullTracker, Tracker
+from seedbed.local import LocalExecutor, NullTracker, Tracker, make_missing
 from seedbed.types import UserError
 
 FITS = stage_schema(column("fits", pa.binary()))
@@ -142,16 +142,12 @@ def run(study: FslStudy, tracker: Tracker | None = None) -> Found:
 def _found(study: FslStudy, store: Store, subjects: list[Subject], stage: Stage) -> Found:
     ids = [s.id for s in subjects]
     if stage.manifest is None or stage.found() is None:
-        began, todo = time.perf_counter(), stage.pending(ids)
-        with progress.Progress().stage("fits", total=len(ids), done=len(ids) - len(todo)) as line:
-            work = LocalExecutor(device="cpu", threads=1, workers=1, commit_every=1)  # more threads change the last bits
-            computed = work.map_images(FitWork(study), ids, stage, line)
+        began = time.perf_counter()
+        executor = LocalExecutor(device="cpu", threads=1, workers=1, commit_every=1)  # more threads change the last bits
+        computed = make_missing(executor, FitWork(study), ids, stage, progress.Progress(), "fits")
         stage.finish(computed=computed, seconds=time.perf_counter() - began)
     records, names = stage.records(), store.info.classes
     subjects = [s for s in subjects if s.id in records]
-    if not subjects:
-        ident, why = next(iter(stage.set_aside_reasons().items()), ("", "no record is left"))
-        raise UserError(f"every picture failed; {ident}: {why}", field="fits", remedy="mend the cause and start again")
     fits = [unpack(records[s.id]["fits"]) for s in subjects]
     there = {s.class_index for s in subjects}
     missing = tuple(name for i, name in enumerate(names) if i not in there)

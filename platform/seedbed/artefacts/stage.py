@@ -24,6 +24,8 @@ from seedbed.artefacts.fragments import BATCH_RECORDS, Fragments, Writer, write_
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20
+OF_PICTURES = ("inputs", "split", "truth", "tolerance")
+"""Settings that say which pictures a stage looks at and how these are scored, not what becomes of one."""
 BATCH_BYTES = 16 << 20
 """What compacting gathers in memory before it writes. A record of AffinityNet's scores or of many classes' maps has megabytes."""
 
@@ -143,15 +145,15 @@ class Stage:
                 path.unlink(missing_ok=True)
 
     def relatives(self) -> list[dict[str, Any]]:
-        """Manifests of whole artefacts that differ from this one in nothing but their pictures (`inputs` among the settings).
+        """Manifests of whole artefacts that differ from this one in nothing but their pictures and how these are scored.
 
-        A record of a stage that looks at one picture at a time is the same in each. `folder` is added.
+        What a stage that looks at one picture at a time makes of it is the same in each. `folder` is added.
         """
         found = []
         for path in sorted(self.folder.parent.glob("*/manifest.json")):
             other = json.loads(path.read_text())
             same = (other["inputs"], other["version"], other["format"]) == (self.inputs, self.version, FORMAT)
-            if other["key"] != self.key and same and _without_pictures(other["settings"]) == _without_pictures(self.settings):
+            if other["key"] != self.key and same and _of_the_work(other["settings"]) == _of_the_work(self.settings):
                 found.append({**other, "folder": str(path.parent)})
         return found
 
@@ -198,9 +200,9 @@ def _batches(known: Fragments, ids: Sequence[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(parts).combine_chunks()
 
 
-def _without_pictures(settings: Mapping[str, Any]) -> Any:
-    """As JSON has it: a manifest's tuples are lists."""
-    return json.loads(json.dumps({name: value for name, value in settings.items() if name != "inputs"}))
+def _of_the_work(settings: Mapping[str, Any]) -> Any:
+    """Settings without those of the pictures and their scores; as JSON has it: a manifest's tuples are lists."""
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in OF_PICTURES}))
 
 
 def find_stages(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
