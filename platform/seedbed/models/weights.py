@@ -105,43 +105,69 @@ def network_name(name: str) -> str:
     return re.sub(r"^backbone\.", "", name)
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None, field: str) -> LoadReport:
+@dataclass(frozen=True)
+class Fitting:
+    """How a kind of network takes a file's tensors."""
+
+    own_name: Callable[[str, Mapping[str, Tensor]], str | None]
+    """A tensor's name in the network (the second), from its name in a file; None where it has no place."""
+    head: re.Pattern[str]
+    """Layers that a file may lack, and whose size goes by the number of classes."""
+    foreign: Callable[[str, Mapping[str, Tensor]], bool]
+    """Whether a tensor without a place says that the file belongs to another network."""
+    of_classes: str
+    """What a file is whose head has another number of classes: with {0} for its own, {1} for the network's."""
+    remedy: str
+    """For a file of another network."""
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None, field: str, how: Fitting) -> LoadReport:
+    """Tensors by name; everything has to fit but the head, which may be missing. UserError names file, flag and remedy."""
     own = model.state_dict()
-    names = list(state)
-    if any(PLAIN.match(n) for n in names):  # the same tensors again under the names of stages, which IRN's second network numbers otherwise
-        names = [n for n in names if not ALIAS.match(n)]
     found: dict[str, Tensor] = {}
     unexpected = []
-    for name in names:
-        target = network_name(name)
-        if target not in own:
+    for name, value in state.items():
+        target = how.own_name(name, own)
+        if target is None:
             unexpected.append(name)
-        elif target not in found:
-            found[target] = state[name]
+        else:
+            found.setdefault(target, value)
     missing = tuple(n for n in own if n not in found and not n.endswith("num_batches_tracked"))
     where = file.name if file else source
 
-    def refuse(message: str, remedy: str) -> UserError:
-        return UserError(f"{where} {message}", file=file or source, field=field, remedy=remedy)
+    def refuse(message: str, remedy: str = "") -> UserError:
+        message = message if remedy else f"holds the weights of another network: {message}"
+        return UserError(f"{where} {message}", file=file or source, field=field, remedy=remedy or how.remedy)
 
-    backbone = f"choose the backbone it belongs to with {_beside(field)}, or give another file"
     if not found:
-        raise refuse(f"holds the weights of another network: no name fits (it has {some(list(state))})", backbone)
+        raise refuse(f"no name fits (it has {some(list(state))})")
     for name, value in found.items():
         if value.shape == own[name].shape:
             continue
-        if name == "classifier.weight" and value.ndim == 4 and value.shape[1:] == own[name].shape[1:]:
-            raise refuse(
-                f"is a classifier of {len(value)} classes, the data have {len(own[name])}", "give a checkpoint trained on the same classes"
-            )
-        raise refuse(f"holds the weights of another network: {name} is {shape_text(value)}, not {shape_text(own[name])}", backbone)
-    lacking = [n for n in missing if not n.startswith("classifier.")]
-    deeper = [n for n in unexpected if re.match(r"(layer\d|conv\d|bn\d)\b", network_name(n))]
-    if lacking or deeper:
-        raise refuse(f"holds the weights of another network: {'lacks' if lacking else 'also has'} {some(lacking or deeper)}", backbone)
+        if how.head.match(name) and value.shape[1:] == own[name].shape[1:]:
+            raise refuse(how.of_classes.format(len(value), len(own[name])), "give a checkpoint trained on the same classes")
+        raise refuse(f"{name} is {shape_text(value)}, not {shape_text(own[name])}")
+    lacking = [n for n in missing if not how.head.match(n)]
+    foreign = [n for n in unexpected if how.foreign(n, own)]
+    if lacking or foreign:
+        raise refuse(f"{'lacks' if lacking else 'also has'} {some(lacking or foreign)}")
     require_finite(found, where, file or source, field)
     model.load_state_dict(found, strict=False)
     return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, file: Path | None, field: str) -> LoadReport:
+    """A classifier's: one file may list its tensors under several names."""
+    if any(PLAIN.match(n) for n in state):  # the same tensors again under the names of stages, which IRN's second network numbers otherwise
+        state = {n: value for n, value in state.items() if not ALIAS.match(n)}
+    how = Fitting(
+        own_name=lambda name, own: target if (target := network_name(name)) in own else None,
+        head=re.compile(r"classifier\."),
+        foreign=lambda name, own: re.match(r"(layer\d|conv\d|bn\d)\b", network_name(name)) is not None,
+        of_classes="is a classifier of {0} classes, the data have {1}",
+        remedy=f"choose the backbone it belongs to with {_beside(field)}, or give another file",
+    )
+    return fill(model, state, source, file, field, how)
 
 
 def imagenet_weights(model: nn.Module, field: str = FLAG) -> tuple[str, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from seedbed.data.transforms import STD
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.segmenter import Segmenter
-from seedbed.models.weights import LoadReport, file_source, imagenet_weights, read_checkpoint, require_finite, some
+from seedbed.models.weights import Fitting, LoadReport, file_source, fill, imagenet_weights, read_checkpoint
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
@@ -84,46 +84,18 @@ def initialise(model: Segmenter, config: SegmenterConfig) -> InitialWeights:
         state = _fitting(_read(file), model, file)
         source = file_source(file)
         trained_on = config.weights_from if config.weights_from != "auto" else _guess(file, state)
-    report = fill(model, state, source, file)
+    report = fill_segmenter(model, state, source, file)
     return InitialWeights(report, trained_on)
 
 
-def fill(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
+def fill_segmenter(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
     """Tensors by name: with or without `module.` and the network's own prefix (`base.`, `backbone.`). The head alone may be missing."""
-    own = model.state_dict()
-    found: dict[str, Tensor] = {}
-    unexpected = []
-    for name, value in state.items():
-        target = own_name(name, own)
-        if target is None:
-            unexpected.append(name)
-        else:
-            found.setdefault(target, value)
-    missing = tuple(n for n in own if n not in found and not n.endswith("num_batches_tracked"))
+    return fill(model, state, source, file, FLAG, FITTING)
 
-    def refuse(message: str, remedy: str) -> UserError:
-        return UserError(f"{file.name if file else source} {message}", file=file or source, field=FLAG, remedy=remedy)
 
-    model_remedy = "choose the network it belongs to with --segmenter.model and --segmenter.backbone, or give another file"
-    if not found:
-        raise refuse(f"holds the weights of another network: no name fits (it has {some(list(state))})", model_remedy)
-    for name, value in found.items():
-        if value.shape == own[name].shape:
-            continue
-        if HEAD.match(name) and value.shape[1:] == own[name].shape[1:]:
-            message = f"is a segmenter of {len(value)} classes with background, the data have {len(own[name])}"
-            raise refuse(message, "give a checkpoint of the same classes")
-        shapes = f"{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
-        raise refuse(f"holds the weights of another network: {shapes}", model_remedy)
-    lacking = [n for n in missing if not HEAD.match(n)]
+def _foreign(name: str, own: Mapping[str, Tensor]) -> bool:
     cut = not any(".layer4." in n for n in own)  # a backbone without its last stage
-    foreign = [n for n in unexpected if not SPARE.search(n) and not (cut and re.search(r"(^|\.)layer4\.", n))]
-    if lacking or foreign:
-        what = f"lacks {some(lacking)}" if lacking else f"also has {some(foreign)}"
-        raise refuse(f"holds the weights of another network: {what}", model_remedy)
-    require_finite(found, file.name if file else source, file or source, FLAG)
-    model.load_state_dict(found, strict=False)
-    return LoadReport(source, tuple(sorted(found)), missing, tuple(unexpected))
+    return not SPARE.search(name) and not (cut and re.search(r"(^|\.)layer4\.", name))
 
 
 def own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
@@ -133,6 +105,15 @@ def own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
         if candidate in own:
             return candidate
     return None
+
+
+FITTING = Fitting(
+    own_name=own_name,
+    head=HEAD,
+    foreign=_foreign,
+    of_classes="is a segmenter of {0} classes with background, the data have {1}",
+    remedy="choose the network it belongs to with --segmenter.model and --segmenter.backbone, or give another file",
+)
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
