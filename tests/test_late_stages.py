@@ -359,6 +359,29 @@ def test_saliency_ignores_more(copy: Path, tmp_path: Path) -> None:
         run(whole(copy, until="mask", **{"refine.saliency": str(folder)}))
 
 
+def test_damaged_saliency_maps(copy: Path, tmp_path: Path) -> None:
+    """What a header shows is said before the first stage: else it took the picture out of the scores of the masks, too."""
+    folder = tmp_path / "saliency"
+    folder.mkdir()
+    shapes = {label.id: label.mask.shape for label in open_stage(copy, "masks")}
+    for ident, shape in shapes.items():
+        Image.fromarray(np.zeros(shape, np.uint8)).save(folder / f"{ident}.png")
+    first, second = (folder / f"{ident}.png" for ident in list(shapes)[:2])
+    sound, before = first.read_bytes(), keys(copy)
+    changes = {"until": "mask", "refine.saliency": str(folder)}
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(first)
+    second.write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        run(whole(copy, **changes))
+    assert "3 x 4 pixels" in caught.value.message and f"{second.name} can't be read" in caught.value.message
+    assert keys(copy) == before, "a stage was made"
+    first.write_bytes(sound)
+    second.write_bytes(sound[: sound.index(b"IDAT") + 6])
+    run(whole(copy, **changes))
+    (masks,) = [m for m in find_stages(copy, "masks") if ("masks", m["key"]) not in before]
+    assert masks["count"] == 9 and [a["id"] for a in masks["set_aside"]] == [second.stem]
+
+
 def test_only_background_is_warned_about(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import seedbed.segment.predict  # noqa: F401 (the package has a function of that name)
 

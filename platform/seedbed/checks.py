@@ -12,7 +12,7 @@ from seedbed.data.companions import CompanionPool
 from seedbed.methods import method_class
 from seedbed.pipeline import classifier_task, method_settings, plain
 from seedbed.plan import Plan
-from seedbed.refine.saliency import check_folder
+from seedbed.refine.saliency import check_folder, check_headers
 from seedbed.types import UserError
 
 
@@ -78,6 +78,7 @@ def check_late(plan: Plan) -> None:
         return
     if e.refine.saliency:
         check_folder(Path(e.refine.saliency), plan.keys.pseudo_ids)
+        check_headers(Path(e.refine.saliency), {i: plan.store.size(i) for i in plan.keys.pseudo_ids})
     fields = e.refine.crf_seeds or e.refine.method != "none" or (plan.reaches("segmentation") and e.segmenter.crf != "none")
     if fields and find_spec("pydensecrf") is None:
         remedy = "make env installs it; or say --refine.method none --refine.no-crf-seeds --segmenter.crf none"
