@@ -540,21 +540,51 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_faulty_package_is_refused(reference: Path, package: Path, tmp_path: Path, kind: str) -> None:
+def submission_module() -> Any:
     sys.path.insert(0, str(SUBMISSION.parent))
     try:
         import submission as module
     finally:
         sys.path.pop(0)
+    return module
+
+
+def checked(package: Path, reference: Path) -> str:
+    """What the check says of a package; empty of a sound one."""
     from seedbed.data import open_store
 
+    try:
+        submission_module().check(package, open_store(next((reference / "data").iterdir())), None)
+    except UserError as error:
+        assert package.name in error.message
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_faulty_package_is_refused(reference: Path, package: Path, tmp_path: Path, kind: str) -> None:
     bad = tmp_path / "bad.tgz"
     spoiled(package, bad, kind)
-    with pytest.raises(UserError) as caught:
-        module.check(bad, open_store(next((reference / "data").iterdir())), None)
-    assert KINDS[kind] in caught.value.message and "bad.tgz" in caught.value.message
+    assert KINDS[kind] in checked(bad, reference)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.tgz"], "the check wrote files"
+
+
+def test_package_is_read_to_its_end(reference: Path, package: Path, tmp_path: Path) -> None:
+    """A gzip's check sum stands behind the archive's end mark."""
+    import gzip
+
+    content, bad = package.read_bytes(), tmp_path / "bad.tgz"
+    flipped = bytearray(content)
+    flipped[-6] ^= 0xFF  # in the check sum
+    plain = gzip.decompress(content)
+    faulty = [content[:-count] for count in (1, 4, 8, 20)] + [bytes(flipped), content + b"garbage" * 100, plain + b"x"]
+    faulty += [gzip.compress(plain + b"x"), gzip.compress(plain + plain)]
+    for spoilt in faulty:
+        bad.write_bytes(spoilt)
+        assert "can't be read" in checked(bad, reference)
+    for sound in (plain, plain + bytes(5000), gzip.compress(plain + bytes(5000)), content + bytes(512)):
+        bad.write_bytes(sound)
+        assert not checked(bad, reference)
 
 
 # --- said before the first stage -------------------------------------------------------------------------

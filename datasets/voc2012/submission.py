@@ -10,13 +10,17 @@ Exit status: 0 sound, 2 bad input or a faulty package.
 from __future__ import annotations
 
 import argparse
+import bz2
+import gzip
 import io
+import lzma
 import re
 import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -31,6 +35,7 @@ from seedbed.types import UserError
 NAME = re.compile(r"results/VOC2012/Segmentation/comp([56])_([A-Za-z0-9]+)_cls/([A-Za-z0-9_-]+)\.png")
 LARGEST = 16 << 20
 """Bytes of a member above which it is no label map of a VOC picture, and is not read."""
+CHUNK = 1 << 20
 SHOWN = 10
 
 
@@ -128,17 +133,33 @@ def some(ids: list[str]) -> str:
 
 
 def members(package: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(name, content) of everything that is no folder; the content is None of what is not read (links, devices, huge files)."""
+    """(name, content) of everything that is no folder; the content is None of what is not read (links, devices, huge files).
+
+    The file is read to its very end: an archive's end mark comes before a gzip's check sum, and before what does not belong there.
+    """
     try:
-        with tarfile.open(package, "r|*") as archive:
+        with unpacked(package) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 if member.isdir():
                     continue
                 source = archive.extractfile(member) if member.isfile() and member.size <= LARGEST else None
                 yield member.name, None if source is None else source.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            while rest := archive.fileobj.read(CHUNK):  # type: ignore[union-attr] # the stream, through what tarfile has of it already
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("there is more behind its end mark")
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else f"it is no whole tar archive ({error})"
         raise UserError(f"{package.name} can't be read: {what}", file=package, field="package", remedy="make it again") from error
+
+
+def unpacked(package: Path) -> IO[bytes]:
+    """What a .tgz (.tar.gz), .tar.bz2 or .tar.xz holds, or the file itself; reading it to its end checks its sums."""
+    with package.open("rb") as file:
+        start = file.read(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if start.startswith(magic):
+            return opened(package, "rb")  # type: ignore[return-value]
+    return package.open("rb")
 
 
 def label_map_problem(content: bytes | None, size: tuple[int, int]) -> str | None:
