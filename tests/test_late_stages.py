@@ -587,6 +587,28 @@ def test_package_is_read_to_its_end(reference: Path, package: Path, tmp_path: Pa
         assert not checked(bad, reference)
 
 
+def renamed(package: Path, out: Path, old: str, new: str, content: bytes | None = None) -> Path:
+    """The package with its members' names changed, and the first one's content."""
+    with tarfile.open(package) as source, tarfile.open(out, "w:gz") as target:
+        for number, member in enumerate(source):
+            given = content if content is not None and number == 0 else source.extractfile(member).read()  # type: ignore[union-attr]
+            member.name, member.size = member.name.replace(old, new), len(given)
+            target.addfile(member, io.BytesIO(given))
+    return out
+
+
+def test_unknown_split_hides_no_other_fault(reference: Path, package: Path, tmp_path: Path) -> None:
+    said = checked(renamed(package, tmp_path / "bad.tgz", "_val_", "_vla_", b"no picture"), reference)
+    assert said.startswith("bad.tgz would be refused") and "no split 'vla'" in said and "train, val" in said and "can't be decoded" in said
+
+
+def test_package_of_a_folder_with_a_dot(reference: Path, package: Path, tmp_path: Path) -> None:
+    """`tar czf results.tgz ./results` writes ./results/...: the same files when unpacked."""
+    dotted = renamed(package, tmp_path / "dotted.tgz", "results/", "./results/")
+    assert not checked(dotted, reference)
+    assert "no place" in checked(renamed(package, tmp_path / "bad.tgz", "results/", "../results/"), reference)
+
+
 # --- said before the first stage -------------------------------------------------------------------------
 
 

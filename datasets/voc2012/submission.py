@@ -94,12 +94,12 @@ def check(package: Path, store: Store, ids: Path | None) -> int:
     seen: dict[str, str] = {}
     folders: set[str] = set()
     for name, content in members(package):
-        match = NAME.fullmatch(name)
+        match = NAME.fullmatch(name.removeprefix("./"))  # `tar czf results.tgz ./results`
         if match is None:
             problems.append(f"{name!r} has no place in a package: results/VOC2012/Segmentation/comp6_SPLIT_cls/ID.png")
             continue
         ident = match[3]
-        folders.add(name.rpartition("/")[0])
+        folders.add(name.removeprefix("./").rpartition("/")[0])
         if ident in seen:
             problems.append(f"{ident} is there twice")
         seen[ident] = match[2]
@@ -111,12 +111,16 @@ def check(package: Path, store: Store, ids: Path | None) -> int:
         problems.append("there is no label map in it")
     if len(folders) > 1:
         problems.append(f"several folders: {', '.join(sorted(folders))}")
-    wanted = wanted_ids(store, ids, set(seen.values()))
-    missing, foreign = [i for i in wanted if i not in seen], [i for i in seen if i not in set(wanted) and i in store]
-    if missing:
-        problems.append(f"{len(missing)} of {len(wanted)} are missing: {some(missing)}")
-    if foreign:
-        problems.append(f"{len(foreign)} are not asked for: {some(foreign)}")
+    wanted = None
+    if ids is not None:
+        wanted = listed_ids(ids)
+    elif len(splits := set(seen.values())) == 1:
+        (split,) = splits
+        wanted = store.ids(split) if split in store.info.splits else None
+        if wanted is None:
+            problems.append(f"the store has no split {split!r}, which its folder names: {', '.join(store.info.splits) or 'it has none'}")
+    if wanted is not None:
+        problems += differences(wanted, seen, store)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise UserError(
@@ -126,6 +130,15 @@ def check(package: Path, store: Store, ids: Path | None) -> int:
             remedy="mend what is listed; `submission.py make` writes a sound package from a run",
         )
     return len(seen)
+
+
+def differences(wanted: list[str], seen: dict[str, str], store: Store) -> Iterator[str]:
+    """Between the ids that must be there and those that are; those that the store does not know are said elsewhere."""
+    missing, foreign = [i for i in wanted if i not in seen], [i for i in seen if i not in set(wanted) and i in store]
+    if missing:
+        yield f"{len(missing)} of {len(wanted)} are missing: {some(missing)}"
+    if foreign:
+        yield f"{len(foreign)} are not asked for: {some(foreign)}"
 
 
 def some(ids: list[str]) -> str:
@@ -179,13 +192,11 @@ def label_map_problem(content: bytes | None, size: tuple[int, int]) -> str | Non
     return f"values {', '.join(map(str, wrong[:5]))}, where 0 to 20 are classes" if wrong else None
 
 
-def wanted_ids(store: Store, ids: Path | None, splits: set[str]) -> list[str]:
-    if ids is not None:
-        try:
-            return list(dict.fromkeys(ids.read_text().split()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{ids} can't be read: {error}", file=ids, field="--ids", remedy="name a text file, one id a line") from error
-    return [] if len(splits) != 1 else store.ids(next(iter(splits)))
+def listed_ids(ids: Path) -> list[str]:
+    try:
+        return list(dict.fromkeys(ids.read_text().split()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{ids} can't be read: {error}", file=ids, field="--ids", remedy="name a text file, one id a line") from error
 
 
 def main(arguments: list[str]) -> None:
