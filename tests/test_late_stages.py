@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from whole_study import WHOLE, digests, scrambled, whole
 
-from seedbed.artefacts import find_stages, open_stage
+from seedbed.artefacts import Fragments, find_stages, open_stage
 from seedbed.study import run
 from seedbed.types import IGNORE, UserError
 
@@ -607,6 +607,47 @@ def test_package_of_a_folder_with_a_dot(reference: Path, package: Path, tmp_path
     dotted = renamed(package, tmp_path / "dotted.tgz", "results/", "./results/")
     assert not checked(dotted, reference)
     assert "no place" in checked(renamed(package, tmp_path / "bad.tgz", "results/", "../results/"), reference)
+
+
+def test_incomplete_package_is_not_made_unsaid(copy: Path, tmp_path: Path) -> None:
+    """Two pictures set aside: named, and nothing written; by the manifest alone where the store is gone."""
+    from seedbed.artefacts.fragments import Writer
+    from seedbed.artefacts.schemas import PREDICTIONS
+
+    make, out = submission_module().make, tmp_path / "results.tgz"
+    (folder,) = [Path(m["folder"]) for m in find_stages(copy, "predictions") if m["settings"]["split"] == "val"]
+    records = list(Fragments(folder))
+    aside = [r["id"] for r in records[:2]]
+    for path in folder.glob("*.arrow"):
+        path.unlink()
+    with Writer(folder, PREDICTIONS, 100, 60.0) as writer:
+        for record in records[2:]:
+            writer.add({name: value for name, value in record.items() if name != "hash"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    noted = {**manifest, "count": 6, "set_aside": [{"id": i, "reason": "boom"} for i in aside]}
+    for content in (manifest, noted):
+        (folder / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(UserError) as caught:
+            make(copy, "val", out, "", 6)
+        assert all(ident in caught.value.message for ident in ("2 pictures of val", *aside)) and "--incomplete" in caught.value.remedy
+    record = json.loads((copy / "run.json").read_text())
+    record["dataset"]["store"] = "/nowhere"
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=aside[1]):
+        make(copy, "val", out, "", 6)
+    assert not out.exists()
+    assert make(copy, "val", out, "", 6, incomplete=True) == 6
+    with tarfile.open(out) as archive:
+        assert len(archive.getnames()) == 6
+
+
+def test_package_of_a_limited_study_warns(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its 10 of 24 pictures are all that it asked for."""
+    make = submission_module().make
+    assert make(reference, "train", tmp_path / "train.tgz", "", 6) == 10
+    assert "10 of the 24 pictures of train" in capsys.readouterr().err
+    assert make(reference, "val", tmp_path / "val.tgz", "", 6) == 8
+    assert not capsys.readouterr().err
 
 
 # --- said before the first stage -------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import argparse
 import bz2
 import gzip
 import io
+import json
 import lzma
 import re
 import sys
@@ -20,7 +21,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,7 @@ from seedbed.__main__ import palette_of
 from seedbed.artefacts import Fragments, find_stages
 from seedbed.artefacts.records import decode_png, png
 from seedbed.data import Store, open_store
+from seedbed.data.settings import evenly
 from seedbed.study import reported_errors
 from seedbed.types import UserError
 
@@ -54,6 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=6,
         help="5: trained on VOC's own pictures alone; 6: on others too, ImageNet among them (default)",
     )
+    maker.add_argument("--incomplete", action="store_true", help="write the package although pictures that the study asked for are missing")
     checker = commands.add_parser("check", help="what is wrong with a package")
     checker.add_argument("package", type=Path)
     checker.add_argument("--store", required=True, help="sample store with the pictures")
@@ -61,8 +64,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make(run: Path, split: str, out: Path, key: str, competition: int) -> int:
-    """Writes the package; returns how many label maps are in it. The file appears whole or not at all."""
+def make(run: Path, split: str, out: Path, key: str, competition: int, incomplete: bool = False) -> int:
+    """Writes the package; returns how many label maps are in it. The file appears whole or not at all.
+
+    Raises UserError where a picture that the study asked for has no label map, unless `incomplete`.
+    """
     there = [m for m in find_stages(run, "predictions") if m["settings"]["split"] == split and "tolerance" in m["settings"]]
     fit = [m for m in there if m["key"].startswith(key)]
     if len(fit) != 1:
@@ -74,6 +80,13 @@ def make(run: Path, split: str, out: Path, key: str, competition: int) -> int:
     folder = f"results/VOC2012/Segmentation/comp{competition}_{split}_cls"
     beside = out.with_name(f".{out.name}.tmp")
     records = Fragments(Path(fit[0]["folder"]))
+    missing, total = lacking(run, split, fit[0], records)
+    if missing and not incomplete:
+        message = f"{len(missing):,} pictures of {split} have no segmentation: {some(missing)}"
+        remedy = "mend what set them aside (the report says why) and run the study again; --incomplete writes the package without them"
+        raise UserError(message, file=run, field="--run", remedy=remedy)
+    if len(records) < total:
+        print(f"warning: {len(records):,} of the {total:,} pictures of {split}: the test server wants them all", file=sys.stderr)
     try:
         with tarfile.open(beside, "w:gz") as archive:
             for record in records:
@@ -86,6 +99,26 @@ def make(run: Path, split: str, out: Path, key: str, competition: int) -> int:
         beside.unlink(missing_ok=True)
         raise UserError(f"{out} can't be written: {error.strerror}", file=out, field="--out", remedy="name another place") from error
     return len(records)
+
+
+def lacking(run: Path, split: str, manifest: dict[str, Any], records: Fragments) -> tuple[list[str], int]:
+    """Ids that the study asked for and that have no record, and the number of the split's pictures.
+
+    Asked for is what the study's store has of the split, as far as its limit (`--data.limit`, `--data.map-limit`) goes, and what was
+    set aside. Where the store is gone, only the latter is known.
+    """
+    record = json.loads((run / "run.json").read_text())
+    aside = [entry["id"] for entry in manifest["set_aside"]]
+    try:
+        ids = open_store(record["dataset"]["store"]).ids(split)
+        data = record["settings"]["data"]
+        asked = evenly(ids, data["map_limit"] or data["limit"])
+    except (UserError, KeyError):
+        ids, asked = [], []
+    if len(records) > len(asked):  # run.json tells of the last call, and these are of one without its limit
+        asked = ids
+    missing = [i for i in dict.fromkeys([*asked, *aside]) if i not in records]
+    return missing, len(ids) or len(records) + len(missing)
 
 
 def check(package: Path, store: Store, ids: Path | None) -> int:
@@ -203,7 +236,7 @@ def main(arguments: list[str]) -> None:
     given = parse(arguments)
     with reported_errors():
         if given.command == "make":
-            count = make(given.run, given.split, given.out, given.key, given.competition)
+            count = make(given.run, given.split, given.out, given.key, given.competition, given.incomplete)
             print(f"{given.out}: {count:,} label maps of {given.split}")
         else:
             count = check(given.package, open_store(given.store), given.ids)
