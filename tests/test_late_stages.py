@@ -60,6 +60,34 @@ def test_report_follows_a_picture_to_the_end(reference: Path) -> None:
         assert words in html
 
 
+def test_coverage_is_of_the_pixels_that_are_trained_on(tmp_path: Path) -> None:
+    """Small and large pictures by their pixels, over random seeds; masks that are made only to be scored do not count."""
+    from types import SimpleNamespace
+
+    from seedbed.artefacts import MASKS, Stage
+    from seedbed.results import coverage
+
+    found = [
+        {"small": (10, 10, [1.0, 0.0, 0.0, 0.5]), "large": (30, 10, [0.0, 0.5, 0.5, 0.1]), "scored": (90, 90, [0.0, 1.0, 0.0, 1.0])},
+        {"small": (10, 10, [0.0, 1.0, 0.0, 0.0])},
+    ]
+    stages = [Stage(tmp_path, "masks", f"key{seed}", MASKS) for seed in range(2)]
+    for stage, records in zip(stages, found, strict=True):
+        with stage.writer() as writer:
+            for ident, (height, width, shares) in records.items():
+                blank = {name: None for name in MASKS.names if name not in ("id", "hash")}
+                writer.add({**blank, "id": ident, "height": height, "width": width, "shares": shares})
+    study: Any = SimpleNamespace(
+        going=lambda stage: ("cam",),
+        seeds=range(2),
+        masks_stage=lambda method, seed: stages[seed],
+        keys=SimpleNamespace(pseudo_ids=["small", "large"]),
+    )
+    assert coverage(study)["cam"] == pytest.approx({"object": 20.0, "background": 50.0, "ignored": 30.0, "changed": 16.0})
+    study.keys.pseudo_ids = []
+    assert coverage(study)["cam"] == {"object": 0, "background": 0, "ignored": 0, "changed": 0}
+
+
 def test_second_call_computes_nothing(copy: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.arrow")}
     assert all(stage.computed == 0 for stage in run(whole(copy)).stages)

@@ -190,7 +190,7 @@ def members(package: Path) -> Iterator[tuple[str, bytes | None]]:
                     continue
                 source = archive.extractfile(member) if member.isfile() and member.size <= LARGEST else None
                 yield member.name, None if source is None else source.read()
-            while rest := archive.fileobj.read(CHUNK):  # type: ignore[union-attr] # the stream, through what tarfile has of it already
+            while rest := archive.fileobj.read(CHUNK):  # the stream, through what tarfile has of it already
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("there is more behind its end mark")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:

@@ -172,11 +172,14 @@ def ends(study: Study) -> dict[str, dict[str, dict[int, int]]]:
 
 
 def coverage(study: Study) -> dict[str, dict[str, float]]:
-    """Of the pseudo-labels, the mean over pictures and seeds: shares of their pixels in percent."""
-    out = {}
+    """Of the labels that networks are trained on, those of all seeds: shares of their pixels in percent."""
+    out, trained = {}, set(study.keys.pseudo_ids)
     for method in study.going("mask"):
-        found = [row for seed in study.seeds for (row,) in study.masks_stage(method, seed).records().columns("shares")]
-        means = 100 * np.mean(found, axis=0) if found else np.zeros(4)
+        records = [study.masks_stage(method, seed).records() for seed in study.seeds]
+        found = [row for seen in records for row in seen.columns("id", "height", "width", "shares")]
+        pixels = np.array([height * width for ident, height, width, _ in found if ident in trained], np.float64)
+        shares = np.array([row for ident, *_, row in found if ident in trained]).reshape(-1, 4)
+        means = 100 * pixels @ shares / max(pixels.sum(), 1)
         out[method] = dict(zip(("object", "background", "ignored", "changed"), means.tolist(), strict=True))
     return out
 
