@@ -17,6 +17,9 @@ from seedbed.artefacts import Fragments, find_stages
 from seedbed.artefacts.records import decode_png, maps_from
 from seedbed.data import open_store
 from seedbed.methods.maps import high_res
+from seedbed.refine.irn import irn_edge, load_irn
+from seedbed.refine.irn_settings import IrnConfig, IrnWalk
+from seedbed.refine.pseudo_labels import fill
 from seedbed.report.pictures import overlay, painted
 
 
@@ -26,29 +29,44 @@ def columns(run: Path, ident: str) -> dict[str, Any]:
     sample = open_store(record["dataset"]["store"])[ident]
     pixels, palette = sample.pixels(), record["dataset"]["palette"]
 
-    def found(stage: str, method: str | None = None) -> list[Fragments]:
-        """The first random seed's artefacts come first."""
-        return [Fragments(Path(m["folder"])) for m in find_stages(run, stage) if method in (None, m["method"])]
+    def found(stage: str, method: str, scored: bool = False) -> list[Fragments]:
+        """The first random seed's artefacts come first. Predictions that are not scored are the first segmenter's, which fill labels."""
+        there = [m for m in find_stages(run, stage) if m["method"] == method]
+        return [Fragments(Path(m["folder"])) for m in there if stage != "predictions" or scored == ("tolerance" in m["settings"])]
 
-    def labels(stage: str, column: str = "label_map", method: str = "rib") -> Any:
-        content = next((records[ident][column] for records in found(stage, method) if ident in records), None)
-        return painted(pixels, np.zeros(pixels.shape[:2], np.uint8) if content is None else decode_png(content), palette)
+    def label_map(stage: str, column: str = "label_map", scored: bool = False) -> np.ndarray:
+        content = next((records[ident][column] for records in found(stage, "rib", scored) if ident in records), None)
+        return np.zeros(pixels.shape[:2], np.uint8) if content is None else decode_png(content)
+
+    def labels(*which: Any) -> Any:
+        return painted(pixels, label_map(*which), palette)
 
     records_of = {m: next(records for records in found("maps", m) if ident in records) for m in ("cam", "rib")}
     maps = {m: np.asarray(high_res(maps_from(records[ident]))).max(0) for m, records in records_of.items()}
     truth = sample.mask("class")
     assert truth is not None
+    filled = fill(label_map("masks", "labels"), label_map("predictions"))
     return {
         "picture": pixels,
         "CAM": overlay(pixels, maps["cam"]),
         "RIB": overlay(pixels, maps["rib"]),
         "seed": labels("seeds"),
+        "CRF'd seed": labels("crf"),
         "confidence": labels("confidence"),
+        "boundaries": overlay(pixels, boundaries(run, record["settings"]["refine"]["irn"], pixels)),
         "mask": labels("masks"),
         "labels": labels("masks", "labels"),
-        "prediction": labels("predictions"),
+        "filled": painted(pixels, filled, palette),
+        "prediction": labels("predictions", "label_map", True),
         "truth": painted(pixels, truth, palette),
     }
+
+
+def boundaries(run: Path, settings: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
+    """What the refinement's network says of a picture, for the random walk: probabilities of a boundary, at stride 4."""
+    config = IrnConfig().replace(**{**settings, "walk": IrnWalk(**settings["walk"])})
+    (folder, *_) = (Path(m["folder"]) for m in find_stages(run, "affinity") if m["method"] == "rib")
+    return irn_edge(load_irn(folder, config, "cpu"), pixels, config.walk).numpy()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
@@ -17,11 +18,23 @@ from PIL import Image
 from whole_study import WHOLE, digests, scrambled, whole
 
 from seedbed.artefacts import Fragments, find_stages, open_stage
+from seedbed.artefacts.records import decode_png
+from seedbed.data import open_store
+from seedbed.report.pictures import painted
 from seedbed.study import run
 from seedbed.types import IGNORE, UserError
 
 LATE = ("crf", "confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions")
-SUBMISSION = Path(__file__).resolve().parents[1] / "datasets" / "voc2012" / "submission.py"
+ROOT = Path(__file__).resolve().parents[1]
+SUBMISSION, BENCHMARKS = ROOT / "datasets" / "voc2012" / "submission.py", ROOT / "benchmarks"
+
+
+def imported(script: Path) -> Any:
+    sys.path.insert(0, str(script.parent))
+    try:
+        return importlib.import_module(script.stem)
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +126,21 @@ def test_what_a_change_makes_again(reference: Path, changes: dict[str, Any], aga
     assert {stage.name for _, stage in study.plan() if (stage.name, stage.key) not in keys(reference)} == again
 
 
+def followed(out: Path) -> None:
+    """The figure of docs/pipeline.md: every stage has its column, and the prediction is the last segmenter's, which is scored."""
+    columns = imported(BENCHMARKS / "pipeline_pictures.py").columns
+    predictions = {"tolerance" in m["settings"]: Fragments(Path(m["folder"])) for m in find_stages(out, "predictions") if m["count"] == 10}
+    ident = next(i for i in predictions[True].ids() if predictions[True][i]["pixels"] != predictions[False][i]["pixels"])
+    shown = columns(out, ident)
+    order = "picture, CAM, RIB, seed, CRF'd seed, confidence, boundaries, mask, labels, filled, prediction, truth"
+    assert list(shown) == order.split(", ")
+    record = json.loads((out / "run.json").read_text())["dataset"]
+    last = decode_png(predictions[True][ident]["label_map"])
+    assert np.array_equal(shown["prediction"], painted(open_store(record["store"])[ident].pixels(), last, record["palette"]))
+    hatches = [(np.asarray(shown[name]) == 250).all(-1).any() for name in ("labels", "filled")]
+    assert hatches == [True, False], "the labels' open pixels are filled"
+
+
 def test_the_plain_maps_go_as_far_as_asked(tmp_path: Path) -> None:
     """CAM's masks and segmentation beside RIB's, compared on the same pictures; without it nothing of RIB's is made again."""
     changes = {"method": "rib", "rib.steps": 2, "rib.batch": 2, "rib.lr": 1e-3, "rib.margin": 30.0, "rib.loss_scales": (1.0,)}
@@ -120,6 +148,7 @@ def test_the_plain_maps_go_as_far_as_asked(tmp_path: Path) -> None:
     alone = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert {p["stage"] for p in alone["paired"]} == {"seed"}
     assert not [r for r in alone["rows"] if r["method"] == "cam" and r["stage"] in ("mask", "segmentation")]
+    followed(tmp_path / "out")
     result = run(whole(tmp_path / "out", **changes, baseline="segmentation"))
     assert {s.name for s in result.stages if s.computed} == {
         f"{name} cam" for name in ("confidence", "affinity", "masks", "scored", "segmenter", "retrained", "predictions")
@@ -568,21 +597,12 @@ KINDS = {
 }  # fmt: skip
 
 
-def submission_module() -> Any:
-    sys.path.insert(0, str(SUBMISSION.parent))
-    try:
-        import submission as module
-    finally:
-        sys.path.pop(0)
-    return module
-
-
 def checked(package: Path, reference: Path) -> str:
     """What the check says of a package; empty of a sound one."""
     from seedbed.data import open_store
 
     try:
-        submission_module().check(package, open_store(next((reference / "data").iterdir())), None)
+        imported(SUBMISSION).check(package, open_store(next((reference / "data").iterdir())), None)
     except UserError as error:
         assert package.name in error.message
         return error.message
@@ -642,7 +662,7 @@ def test_incomplete_package_is_not_made_unsaid(copy: Path, tmp_path: Path) -> No
     from seedbed.artefacts.fragments import Writer
     from seedbed.artefacts.schemas import PREDICTIONS
 
-    make, out = submission_module().make, tmp_path / "results.tgz"
+    make, out = imported(SUBMISSION).make, tmp_path / "results.tgz"
     (folder,) = [Path(m["folder"]) for m in find_stages(copy, "predictions") if m["settings"]["split"] == "val"]
     records = list(Fragments(folder))
     aside = [r["id"] for r in records[:2]]
@@ -671,7 +691,7 @@ def test_incomplete_package_is_not_made_unsaid(copy: Path, tmp_path: Path) -> No
 
 def test_package_of_a_limited_study_warns(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its 10 of 24 pictures are all that it asked for."""
-    make = submission_module().make
+    make = imported(SUBMISSION).make
     assert make(reference, "train", tmp_path / "train.tgz", "", 6) == 10
     assert "10 of the 24 pictures of train" in capsys.readouterr().err
     assert make(reference, "val", tmp_path / "val.tgz", "", 6) == 8
