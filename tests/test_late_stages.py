@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,10 +68,38 @@ def test_every_stage_is_scored(reference: Path) -> None:
     assert segmentation["labels"]["oracle"] is False and segmentation["images"] == 8 and by["crf", "train"]["crf"].startswith("label CRF")
 
 
+def strips_of(html: str) -> list[tuple[str, ...]]:
+    """Of every picture in the report the captions of its tiles, in their order; a tile without an image is left out."""
+    image, caption = re.compile(r'<img [^>]*src="data:image/\w+;base64,[^"]+"'), re.compile(r"</span>([^<]+?) *(?:<span>|</figcaption>)")
+    strips = (panel.split('<figure class="tile"')[1:] for panel in html.split('<figure class="panel"')[1:])
+    return [tuple(caption.findall(tile)[0] for tile in strip if image.search(tile)) for strip in strips]
+
+
 def test_report_follows_a_picture_to_the_end(reference: Path) -> None:
     html = (reference / "report.html").read_text()
     for words in ("prediction", "coverage and disagreement", "Pseudo-labels on train", "Segmentations on val"):
         assert words in html
+    strips = strips_of(html)
+    assert len(strips) == 8
+    assert set(strips) == {("picture", "CAM", "CAM seed", "mask", "labels", "prediction", "truth")}
+
+
+def test_runs_of_stages_have_names_of_their_own(copy: Path) -> None:
+    """Three stages of predictions: of the splits, and what fills labels."""
+    from seedbed.local import LocalExecutor, NullTracker
+    from seedbed.stages import Study
+
+    names = []
+
+    class Names(NullTracker):
+        def stage(self, name: str, tags: dict[str, str], params: dict[str, Any] | None = None) -> str:
+            names.append(name)
+            return name
+
+    Study.open(whole(copy)).collect(LocalExecutor(device="cpu", threads=1, workers=1, commit_every=8), Names())
+    assert len(names) == len(set(names)), sorted(names)
+    assert {n for n in names if n.startswith("pred")} == {f"predictions cam 0 {of}" for of in ("filling", "train", "val")}
+    assert {"classifier 0", "maps cam 0", "thresholds cam 0 train", "segmenter cam 0", "seeds centred_box 0"} <= set(names)
 
 
 def test_coverage_is_of_the_pixels_that_are_trained_on(tmp_path: Path) -> None:

@@ -261,7 +261,9 @@ class Study(Plan):
         tags = {"seedbed.kind": "stage", "seedbed.stage": name, "seedbed.key": stage.key, "seedbed.seed": str(seed)}
         if method is not None:
             tags["seedbed.method"] = method
-        return self.tracker.stage(f"{name} {method or ''} {seed}".replace("  ", " "), tags)
+        fills = name == "predictions" and "tolerance" not in stage.settings  # the first segmenter's, which fill labels, are not scored
+        pictures = "filling" if fills else stage.settings.get("split")
+        return self.tracker.stage(" ".join(str(part) for part in (name, method, seed, pictures) if part is not None), tags)
 
     def failed(self, child: str, error: BaseException) -> None:
         self.tracker.end_stage(child, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
