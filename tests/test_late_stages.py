@@ -544,6 +544,12 @@ def test_weights_trained_on_masks_are_told(copy: Path, capsys: pytest.CaptureFix
     record = next(r["protocol"] for r in result.rows if r["stage"] == "segmentation")
     assert record["initial_weights_trained_on"] == "masks" and record["from_scratch"] is False
     assert any("not weakly supervised" in w for w in result.warnings) and "trained on MASKS" in capsys.readouterr().out
+    for said, recorded in (("imagenet", "imagenet"), ("auto", "masks")):  # the segmenter is there already: what is said of its file counts
+        result = run(whole(copy, **{"segmenter.weights": str(file), "segmenter.weights_from": said, "segmenter.retrain": "no"}))
+        assert not any(stage.computed for stage in result.stages)
+        protocols = [r["protocol"] for r in result.rows if r["stage"] == "segmentation"]
+        assert {p["initial_weights_trained_on"] for p in protocols} == {recorded}
+        assert any("not weakly supervised" in w for w in result.warnings) is (recorded == "masks")
 
 
 # --- what is handed on: exported label maps, the test server's package -----------------------------------

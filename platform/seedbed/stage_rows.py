@@ -143,9 +143,11 @@ def refinement_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
 
 
 def segmenter_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
-    """What the segmenter's own training log says of its initial weights; masks among what they were trained on are not hidden."""
-    facts = training_facts(study.final_segmenter(method, seed))
-    return {"initial_weights": facts.get("initial_weights", ""), "initial_weights_trained_on": facts.get("initial_weights_trained_on", "")}
+    """The segmenter's initial weights by its own training log, and what they were trained on: as the settings say, else as was guessed
+    when they were read."""
+    facts, said = training_facts(study.final_segmenter(method, seed)), study.experiment.segmenter.weights_from
+    trained_on = facts.get("initial_weights_trained_on", "") if said == "auto" else said
+    return {"initial_weights": facts.get("initial_weights", ""), "initial_weights_trained_on": trained_on}
 
 
 def training_facts(stage: Stage) -> dict[str, Any]:

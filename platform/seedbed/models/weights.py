@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,34 @@ PLAIN = re.compile(r"(module\.)?(resnet\d+\.)?(conv1|layer1\.0\.conv1)\.")
 ALIAS = re.compile(r"(module\.)?(stage|backbone\.)\d")
 
 
+SEGMENTS = re.compile(
+    r"(base\.)?(aspp|squeeze|conv_fov2?|bn_fov2?|cls_conv|classifier\.\d+|aux_classifier|decode_head|auxiliary_head|segmentation_head)\."
+)
+"""Layers of segmenters: this project's, deeplab-pytorch's, YudeWang's, torchvision's, mmsegmentation's, segmentation_models.pytorch's."""
+CLASSIFIES = re.compile(r"(classifier|fc8|newly_added\.0)\.weight")
+"""The last layer of the field's classifiers: a file with one and with COCO in its name was trained on COCO's class labels."""
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrapping networks put before it (DataParallel, deeplab-pytorch's multi-scale input)."""
+    return re.sub(r"^(module\.|scale\.)+", "", name)
+
+
+def trained_on(source: str, names: Iterable[str]) -> str:
+    """What weights were probably trained on: none, imagenet, masks or unknown, by their source and their tensors' names in the file.
+
+    masks: a segmentation head, or a file name with COCO or DeepLab; a guess, because no published file says it.
+    """
+    if source in ("none", "classifier"):
+        return source
+    file, bare = source.split(" (SHA-256")[0].lower(), [unwrapped(n) for n in names]
+    if any(SEGMENTS.match(n) for n in bare) or ("coco" in file and not any(CLASSIFIES.fullmatch(n) for n in bare)):
+        return "masks"
+    if re.search("imagenet|ilsvrc", file):
+        return "imagenet"
+    return "masks" if "deeplab" in file else "unknown"
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What became of a file's tensors. `source` stands in the protocol record as `initial_weights`."""
@@ -34,6 +62,11 @@ class LoadReport:
     """Tensors of the network that the file does not have; they keep their random values."""
     unexpected: tuple[str, ...] = ()
     """Tensors of the file that have no place in the network, by their name in the file."""
+
+    @property
+    def trained_on(self) -> str:
+        """none, imagenet, masks or unknown; classifier where that network's weights were taken."""
+        return trained_on(self.source, (*self.matched, *self.unexpected))
 
     def text(self) -> str:
         parts = [f"{self.source}: {len(self.matched)} tensors"] if self.matched else [self.source]

@@ -14,7 +14,7 @@ from torch import Tensor
 from seedbed.data.transforms import STD
 from seedbed.models.mxnet_params import is_mxnet, read_params, resnet38_names
 from seedbed.models.segmenter import Segmenter
-from seedbed.models.weights import Fitting, LoadReport, file_source, fill, imagenet_weights, read_checkpoint
+from seedbed.models.weights import Fitting, LoadReport, file_source, fill, imagenet_weights, read_checkpoint, trained_on, unwrapped
 from seedbed.optim import Adam, Optimizer, PolySGD
 from seedbed.segment.settings import SegmenterConfig
 from seedbed.types import UserError
@@ -66,7 +66,7 @@ class InitialWeights:
 
     report: LoadReport
     trained_on: str
-    """none, imagenet, masks or unknown."""
+    """none, imagenet, masks or unknown: a guess for files, which `--segmenter.weights-from` overrules in the record."""
 
 
 def initialise(model: Segmenter, config: SegmenterConfig) -> InitialWeights:
@@ -76,16 +76,16 @@ def initialise(model: Segmenter, config: SegmenterConfig) -> InitialWeights:
     file: Path | None = None
     if config.weights == "imagenet":
         source, state = _torchvision(model)
-        trained_on = "imagenet"
+        origin = trained_on(source, state)
     elif config.weights == "coco":
-        source, state, trained_on = "coco (deeplab-pytorch, deeplabv1_resnet101-coco)", _downloaded(COCO), "masks"
+        source, state = "coco (deeplab-pytorch, deeplabv1_resnet101-coco)", _downloaded(COCO)
+        origin = trained_on(source, state)
     else:
         file = Path(config.weights)
-        state = _fitting(_read(file), model, file)
-        source = file_source(file)
-        trained_on = config.weights_from if config.weights_from != "auto" else _guess(file, state)
-    report = fill_segmenter(model, state, source, file)
-    return InitialWeights(report, trained_on)
+        read = _read(file)
+        source, state = file_source(file), _fitting(read, model, file)
+        origin = trained_on(source, read)
+    return InitialWeights(fill_segmenter(model, state, source, file), origin)
 
 
 def fill_segmenter(model: Segmenter, state: Mapping[str, Tensor], source: str, file: Path | None) -> LoadReport:
@@ -100,7 +100,7 @@ def _foreign(name: str, own: Mapping[str, Tensor]) -> bool:
 
 def own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
     """A tensor's name in this network, from its name in a file; None where it has no place."""
-    name = re.sub(r"^(module\.|scale\.)+", "", name)
+    name = unwrapped(name)
     for candidate in (name, f"base.{name}", f"backbone.{name}"):
         if candidate in own:
             return candidate
@@ -175,11 +175,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.is_file() and is_mxnet(path):
         return {name: torch.from_numpy(array.astype("float32")) for name, array in resnet38_names(read_params(path, FLAG)).items()}
     return read_checkpoint(path, FLAG)
-
-
-def _guess(file: Path, state: Mapping[str, Tensor]) -> str:
-    """What a file was probably trained on: segmentation heads and COCO files have seen masks."""
-    names = [re.sub(r"^(module\.)+", "", n) for n in state]
-    if any(HEAD.match(n) for n in names) or "coco" in file.name.lower():
-        return "masks"
-    return "imagenet" if re.search("imagenet|ilsvrc", file.name.lower()) else "unknown"
