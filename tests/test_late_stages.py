@@ -552,6 +552,34 @@ def test_weights_trained_on_masks_are_told(copy: Path, capsys: pytest.CaptureFix
         assert any("not weakly supervised" in w for w in result.warnings) is (recorded == "masks")
 
 
+def test_a_classifier_trained_on_masks_is_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A segmenter's file loads into the classifier and into the refinement's network: their rows, tables and warnings say so."""
+    import torch
+
+    from seedbed.artefacts.records import weights_from
+
+    classifier = next(Path(m["folder"]) for m in find_stages(copy, "classifier"))
+    file = copy / "segmenter.pth"
+    torch.save({**weights_from(classifier), "aux_classifier.0.weight": torch.zeros(3)}, file)
+    same = {"classifier.epochs": 2, "until": "mask", "refine.crf_seeds": False}
+    result = run(whole(copy, **same, **{"classifier.weights": str(file)}))
+    seen = {r["stage"]: r["protocol"] for r in result.rows if r["method"] == "cam"}
+    assert {record["initial_weights_trained_on"] for record in seen.values()} == {"masks"} and set(seen) == {"seed", "mask"}
+    assert seen["mask"]["refinement_weights"] == "classifier" and seen["mask"]["refinement_weights_trained_on"] == "masks"
+    assert any("classifier's initial weights (segmenter.pth" in w and "not weakly" in w for w in result.warnings)
+    assert "trained on MASKS" in capsys.readouterr().out
+    bare = next(r["protocol"] for r in result.rows if r["method"] == "whole_picture")
+    assert bare["initial_weights_trained_on"] == "none"
+    result = run(whole(copy, **{"until": "mask", "refine.crf_seeds": False, "refine.irn.weights": str(file)}))
+    record = next(r["protocol"] for r in result.rows if r["stage"] == "mask")
+    assert (record["initial_weights_trained_on"], record["refinement_weights_trained_on"]) == ("none", "masks")
+    assert [w for w in result.warnings if "not weakly" in w] == [
+        f"The refinement's initial weights ({record['refinement_weights']}) were trained on segmentation masks:"
+        " these scores are not weakly supervised."
+    ]
+    assert "those of the refinement trained on MASKS" in capsys.readouterr().out
+
+
 # --- what is handed on: exported label maps, the test server's package -----------------------------------
 
 

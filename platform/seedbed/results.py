@@ -21,7 +21,7 @@ from seedbed.pipeline import plain
 from seedbed.report import StudyResult, write_report, write_tables
 from seedbed.scores import mean_metrics, repetition_rows
 from seedbed.seeds import SweepCounts
-from seedbed.stage_rows import validation_rows
+from seedbed.stage_rows import validation_rows, weights_warnings
 from seedbed.types import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def gathered(study: Study, rows: list[dict[str, Any]], began: float) -> StudyRes
         paper_rows=paper_rows(study),
         classes=info.classes,
         palette=info.palette,
-        warnings=study.warnings,
+        warnings=[*study.warnings, *weights_warnings(rows)],
         paired=paired(study),
     )
 

@@ -46,24 +46,11 @@ def predict(study: Study, method: str, seed: int, split: str, ids: list[str]) ->
         if not study.store.has_mask(ids).any():
             return  # segmented for the test server; nobody here can score it
         rows = segmentation_rows(study, stage, method, seed, split)
-        warn_of_weights(study, rows)
         study.rows += rows
         study.tracker.log(mean_metrics(rows), child=child)
         if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
             label = study.label(last.name, method, seed)
             study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")
-
-
-def warn_of_weights(study: Study, rows: list[dict[str, Any]]) -> None:
-    """A segmenter that starts from weights trained on masks is no weakly supervised one; that is said, not only recorded."""
-    protocol = rows[0]["protocol"]
-    text = {
-        "masks": "were trained on segmentation masks: these scores are not weakly supervised",
-        "unknown": "are a file that does not say what it was trained on; --segmenter.weights-from does",
-    }.get(protocol.get("initial_weights_trained_on", ""))
-    warning = f"The segmenter's initial weights ({protocol.get('initial_weights')}) {text}."
-    if text and warning not in study.warnings:
-        study.warnings.append(warning)
 
 
 def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> Any:

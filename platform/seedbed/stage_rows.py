@@ -60,6 +60,7 @@ def segmentation_rows(study: Study, records: Stage, method: str, seed: int, spli
         segmenter=segmenter.model,
         **segmenter_facts(study, method, seed),
         weights_of_maps=initial_weights(study),
+        weights_of_maps_trained_on=initial_weights_trained_on(study),
         scales=[float(s) for s in segmenter.test_scales],
         flip=segmenter.test_flip,
         labels={"source": "+".join(study.store.label_sources(study.keys.pseudo_ids)), "oracle": oracle},
@@ -103,6 +104,7 @@ def protocol_of(study: Study, *, images: int, split: str, threshold: Threshold |
         images=images,
         subset=study.subset,
         initial_weights=initial_weights(study) if network else "none",
+        initial_weights_trained_on=initial_weights_trained_on(study) if network else "none",
         scales=e.cam.scales if network else (),
         flip=e.cam.flip and network,
         crf=None,
@@ -132,13 +134,24 @@ def initial_weights(study: Study) -> str:
     return f"{Path(weights).name} ({study.experiment.classifier.to_dict(only_key=True)['weights']})"
 
 
+def initial_weights_trained_on(study: Study) -> str:
+    """imagenet, none, masks or unknown, of the classifier; empty where its training is of before this was recorded."""
+    weights = study.experiment.classifier.weights
+    if weights in ("imagenet", "none"):
+        return weights
+    return str(training_facts(study.classifier_stage(study.experiment.seed)).get("initial_weights_trained_on", ""))
+
+
 def refinement_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
     """How the pseudo-labels were refined, with what initial weights of its network, and whether saliency maps had a say."""
     e = study.experiment
     out: dict[str, Any] = {"refinement": e.refine.method, "saliency": bool(e.refine.saliency)}
     scratch = e.classifier.weights == "none" and e.refine.network_weights in ("", "none", "classifier")
     if e.refine.has_network:
-        out["refinement_weights"] = training_facts(study.affinity_stage(method, seed)).get("initial_weights", "")
+        facts = training_facts(study.affinity_stage(method, seed))
+        source = out["refinement_weights"] = facts.get("initial_weights", "")
+        origin = initial_weights_trained_on(study) if source == "classifier" else facts.get("initial_weights_trained_on", "")
+        out["refinement_weights_trained_on"] = origin
     return out | {"from_scratch": scratch}
 
 
@@ -148,6 +161,26 @@ def segmenter_facts(study: Study, method: str, seed: int) -> dict[str, Any]:
     facts, said = training_facts(study.final_segmenter(method, seed)), study.experiment.segmenter.weights_from
     trained_on = facts.get("initial_weights_trained_on", "") if said == "auto" else said
     return {"initial_weights": facts.get("initial_weights", ""), "initial_weights_trained_on": trained_on}
+
+
+def weights_warnings(rows: Rows) -> list[str]:
+    """What scores are not weakly supervised, because a network of theirs starts from weights trained on masks; each file once.
+
+    Of a segmenter's file that does not tell, too: there is a setting that does.
+    """
+    found = []
+    for record in (row["protocol"] for row in rows):
+        segmented = "segmenter" in record
+        networks = {"segmenter" if segmented else "classifier": "initial_weights", "refinement": "refinement_weights"}
+        for network, name in (*networks.items(), ("classifier", "weights_of_maps")):
+            origin, text = record.get(f"{name}_trained_on"), ""
+            if origin == "masks":
+                text = "were trained on segmentation masks: these scores are not weakly supervised"
+            elif origin == "unknown" and network == "segmenter":
+                text = "are a file that does not say what it was trained on; --segmenter.weights-from does"
+            if text:
+                found.append(f"The {network}'s initial weights ({record.get(name)}) {text}.")
+    return list(dict.fromkeys(found))
 
 
 def training_facts(stage: Stage) -> dict[str, Any]:

@@ -110,5 +110,5 @@ def test_refinements_take_its_backbone(tmp_path: Path) -> None:
     stored = weights_from(classifier)
     affinity, irn = AffinityConfig(backbone="small", weights="classifier"), IrnConfig(backbone="small", weights="classifier")
     for config, network in ((affinity, AffinityNet("small")), (irn, IrnNet("small"))):
-        assert fill_backbone(network.backbone, config, classifier, "--refine.x") == "classifier"
+        assert fill_backbone(network.backbone, config, classifier, "--refine.x").source == "classifier"
         assert all(torch.equal(value, stored[f"backbone.{name}"]) for name, value in network.backbone.state_dict().items())

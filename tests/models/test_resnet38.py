@@ -199,7 +199,7 @@ def test_the_published_imagenet_file(tmp_path: Path, donor: dict[str, Tensor]) -
     head = model.fc8.weight.detach().clone()
     report = load_resnet38(model, path)
     assert holds(model, donor) and torch.equal(model.fc8.weight, head)
-    assert report.missing == ("fc8.weight",) and "ilsvrc.params" in report.source
+    assert report.missing == ("fc8.weight",) and "ilsvrc.params" in report.source and report.trained_on == "imagenet"
     del arrays[mxnet_name("b4_5.conv_branch2a.weight")]
     path.write_bytes(written(arrays))
     with pytest.raises(UserError, match=r"lacks b4_5\.conv_branch2a\.weight"):
@@ -214,9 +214,11 @@ def test_checkpoints_of_the_official_codes(tmp_path: Path, donor: dict[str, Tens
         model = ResNet38(20)
         report = load_resnet38(model, path)
         assert holds(model, donor), prefix
-        assert report.missing == ("fc8.weight",) and set(report.unexpected) == set(more)
+        assert report.missing == ("fc8.weight",) and set(report.unexpected) == set(more) and report.trained_on == "unknown"
     model = ResNet38(21)
     assert load_weights(model, path).missing == () and not model.fc8.weight.any()
+    torch.save({f"module.{n}": v for n, v in {**donor, "conv_fov.weight": torch.zeros(2), "cls_conv.bias": torch.zeros(21)}.items()}, path)
+    assert load_resnet38(model, path).trained_on == "masks"  # DeepLab-v1
 
 
 def test_other_files_are_refused(tmp_path: Path, donor: dict[str, Tensor]) -> None:

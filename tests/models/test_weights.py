@@ -121,6 +121,27 @@ def test_the_second_network_of_irn(tmp_path: Path, donor: dict[str, Tensor]) -> 
     assert "fresh: classifier.weight" in report.text() and "not used: fc_edge1.0.weight" in report.text()
 
 
+@pytest.mark.parametrize(
+    ("file", "more", "expected"),
+    [
+        ("deeplabv3_resnet50.pth", {"classifier.0.convs.0.0.weight": torch.zeros(3), "aux_classifier.4.weight": torch.zeros(3)}, "masks"),
+        ("own.pth", {"segmentation_head.0.weight": torch.zeros(3)}, "masks"),
+        ("own.pth", {"module.scale.aspp.c0.weight": torch.zeros(3)}, "masks"),
+        ("resnet18_coco.pth", {}, "masks"),
+        ("deeplab_resnet18.pth", {}, "masks"),
+        ("cam_coco.pth", {"classifier.weight": torch.zeros(5, 512, 1, 1)}, "unknown"),
+        ("resnet18_imagenet.pth", {"fc.weight": torch.zeros(1000, 512)}, "imagenet"),
+        ("own.pth", {"fc.weight": torch.zeros(1000, 512), "fc_edge1.0.weight": torch.zeros(3)}, "unknown"),
+    ],
+)
+def test_what_a_file_was_trained_on(tmp_path: Path, donor: dict[str, Tensor], file: str, more: dict[str, Tensor], expected: str) -> None:
+    """torchvision's segmenters have their backbone below `backbone.`; COCO's class labels are no masks."""
+    state = {f"backbone.{n}": v for n, v in donor.items() if not n.startswith("classifier")} | more
+    torch.save(state, tmp_path / file)
+    assert load_weights(ResNet(18, 5), tmp_path / file).trained_on == expected
+    assert load_weights(ResNet(18, 5), "none").trained_on == "none"
+
+
 def test_another_network_is_refused(tmp_path: Path, donor: dict[str, Tensor]) -> None:
     path = tmp_path / "w.pth"
     deeper = ResNet(34, 5).state_dict()

@@ -205,6 +205,7 @@ class ClassifierTask:
     def facts(self) -> Mapping[str, Any]:
         return {
             "initial_weights": self._loaded.source,
+            "initial_weights_trained_on": self._loaded.trained_on,
             "loaded": self._loaded.text(),
             "parameters": self._parameters,
             "pictures": len(self._ids),

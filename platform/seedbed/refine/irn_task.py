@@ -129,7 +129,8 @@ class IrnTask:
 
     def facts(self) -> Mapping[str, Any]:
         return {
-            "initial_weights": self._loaded,
+            "initial_weights": self._loaded.source,
+            "initial_weights_trained_on": self._loaded.trained_on,
             "parameters": self._parameters,
             "pictures": len(self.pictures.ids),
             "settings": self.config.to_dict(),

@@ -212,8 +212,11 @@ def short_protocol(record: Mapping[str, Any], *, network: bool = True) -> str:
         parts.append(f"absent classes {record['absent_classes']}{counted}")
     if network:
         parts.append(f"weights {weights_name(record)}")
-        if record.get("initial_weights_trained_on") in ("masks", "unknown"):
+        if record.get("initial_weights_trained_on") in ("masks", *(["unknown"] if "segmenter" in record else [])):
             parts.append(f"those trained on {str(record['initial_weights_trained_on']).upper()}")
+        for name, of in (("weights_of_maps", "the maps"), ("refinement_weights", "the refinement")):
+            if record.get(f"{name}_trained_on") == "masks":
+                parts.append(f"those of {of} trained on MASKS")
         if record.get("saliency"):
             parts.append("saliency maps used")
         if record.get("crf") not in (None, False, "none", ""):

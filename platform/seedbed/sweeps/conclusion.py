@@ -11,7 +11,7 @@ from seedbed.artefacts import write_atomically
 from seedbed.local import Tracker
 from seedbed.report import write_report, write_tables
 from seedbed.scores import mean_metrics, repetition_rows
-from seedbed.stage_rows import validation_rows
+from seedbed.stage_rows import validation_rows, weights_warnings
 from seedbed.stages import Study
 from seedbed.sweeps.differences import differences, split_of
 from seedbed.sweeps.findings import trial_warnings
@@ -42,7 +42,7 @@ def conclude(driver: Driver, base: Study, result: SweepResult, began: float, tra
         results.gathered(base, [*plain, *repetition_rows(plain)], began),
         experiment=driver.base,
         sweep=view,
-        warnings=[*base.warnings, *trial_warnings(base, result)],
+        warnings=[*base.warnings, *weights_warnings(result.rows), *trial_warnings(base, result)],
     )
     report = write_report(out, shown)
     write_tables(shown, report=report)
