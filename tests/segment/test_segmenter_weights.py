@@ -130,3 +130,17 @@ def test_a_classifiers_weights_start_the_small_one(tmp_path: Path) -> None:
     model = build_segmenter(config, 4)
     assert initialise(model, config).trained_on == "unknown"
     assert torch.equal(model.state_dict()["backbone.layer3.1.conv2.weight"], state["layer3.1.conv2.weight"])
+
+
+@pytest.mark.parametrize(("weights", "stride", "other"), [("imagenet", "1x1", "3x3"), ("coco", "3x3", "1x1")])
+def test_a_stride_that_the_weights_were_not_trained_with(weights: str, stride: Any, other: Any) -> None:
+    """torchvision's have it in the 3x3 convolutions, Caffe's in the first 1x1: the tensors fit either way."""
+    with pytest.raises(UserError, match=f"trained with the stride in the {other} convolutions, not {stride}") as error:
+        SegmenterConfig(weights=weights, stride=stride).check("segmenter.")
+    assert error.value.field == "--segmenter.stride"
+    for fits in ("auto", other):
+        config = SegmenterConfig(weights=weights, stride=fits)
+        config.check()
+        assert config.resolved().stride == other
+    SegmenterConfig(weights="deeplabv1_resnet101-imagenet.pth", stride=stride).check()
+    assert SegmenterConfig(weights="deeplabv1_resnet101-imagenet.pth").resolved().stride == "1x1"

@@ -102,7 +102,7 @@ class SegmenterConfig(TrainingSettings):
     backbone: Backbone = "auto"
     """auto: resnet101 of deeplab_v2 (or resnet50), resnet38 of deeplab_v1, small of small (or resnet18, resnet34)."""
     weights: str = "imagenet"
-    """Initial weights: imagenet (torchvision's), coco (deeplab-pytorch's file, trained on COCO's masks), none, or the path of a
+    """Initial weights: imagenet (torchvision's, stride 3x3), coco (deeplab-pytorch's file, trained on COCO's masks), none, or the path of a
     safetensors file or checkpoint, published ones by their names. RIB: ImageNet. deeplab-pytorch: COCO."""
     weights_from: Literal["auto", "imagenet", "masks"] = "auto"
     """What a file of weights was trained on, for the protocol record: imagenet, or masks of some dataset (no weak supervision any more).
@@ -202,6 +202,10 @@ class SegmenterConfig(TrainingSettings):
         if self.backbone not in ("auto", *fit):
             flag = f"--{prefix}backbone"
             raise UserError(f"{self.model} has no backbone {self.backbone}", field=flag, remedy=f"choose one of {', '.join(fit)}")
+        if self.model == "deeplab_v2" and (self.weights, self.stride) in (("imagenet", "1x1"), ("coco", "3x3")):
+            flag, where = f"--{prefix}stride", "3x3" if self.weights == "imagenet" else "1x1"
+            message = f"--{prefix}weights {self.weights} were trained with the stride in the {where} convolutions, not {self.stride}"
+            raise UserError(message, field=flag, remedy=f"leave {flag} out, or give a file as --{prefix}weights")
         if self.optimizer == "adam" and self.momentum is not None:
             flag = f"--{prefix}momentum"
             raise UserError("adam has no momentum to set", field=flag, remedy=f"leave {flag} out, or say --{prefix}optimizer sgd")
