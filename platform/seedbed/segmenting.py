@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seedbed.artefacts import Stage
+import numpy as np
+
+from seedbed.artefacts import Fragments, Stage
+from seedbed.artefacts.records import pixels_hash
 from seedbed.label_work import Counted, Known
 from seedbed.local import ImageWork
 from seedbed.pipeline import absolute_weights
@@ -26,6 +29,7 @@ def segment(study: Study, method: str) -> None:
             stage = study.filling_stage(method, seed)
             work = predict_work(study, study.segmenter_stage(method, seed), stage)
             study.per_image("predictions", stage, method, seed, work, study.keys.pseudo_ids)
+            warn_of_background(study, study.segmenter_stage(method, seed), stage, method, seed, study.experiment.data.map_split)
         second = [(study.retrained_stage(method, s), study.filling_stage(method, s).folder, s) for s in study.seeds]
         train_all(study, [_training(study, "retrained", stage, method, s, filling) for stage, filling, s in second])
     for seed in study.seeds:
@@ -43,14 +47,31 @@ def predict(study: Study, method: str, seed: int, split: str, ids: list[str]) ->
     stage = study.predictions_stage(method, seed, split)
     work = Counted(predict_work(study, last, stage), study.address, e.data.cache, e.scoring.tolerance)
     with study.per_image("predictions", stage, method, seed, work, ids, keep_open=True) as child:
+        seen = warn_of_background(study, last, stage, method, seed, split)
         if not study.store.has_mask(ids).any():
             return  # segmented for the test server; nobody here can score it
         rows = segmentation_rows(study, stage, method, seed, split)
         study.rows += rows
         study.tracker.log(mean_metrics(rows), child=child)
-        if not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
+        if seen and not any(r["value"] > 0 for r in rows if r["metric"].startswith("IoU:") and r["metric"] != "IoU:background"):
             label = study.label(last.name, method, seed)
-            study.warnings.append(f"{label} finds no object in {split}: it predicts only background, or always the wrong class")
+            study.warnings.append(f"{label} finds no object in {split}: nowhere is what it predicts of the right class")
+
+
+def warn_of_background(study: Study, segmenter: Stage, predictions: Stage, method: str, seed: int, split: str) -> bool:
+    """Whether any pixel of a segmenter's predictions is an object; a warning where none is."""
+    records = predictions.records()
+    seen = has_objects(records)
+    if len(records) and not seen:
+        filled = " (they fill the open pixels of its labels)" if "truth" not in predictions.settings else ""
+        study.warnings.append(f"{study.label(segmenter.name, method, seed)} predicts only background in {split}{filled}")
+    return seen
+
+
+def has_objects(records: Fragments) -> bool:
+    """Whether a label map has anything but background, by the checksums of their pixels: none is decoded."""
+    background = cache(lambda size: pixels_hash(np.zeros(size, np.uint8)))
+    return any(pixels != background((height, width)) for height, width, pixels in records.columns("height", "width", "pixels"))
 
 
 def segmenter_task(study: Study, method: str, seed: int, fill: Path | None) -> Any:
