@@ -5,6 +5,7 @@ Tensors are named as in the published checkpoints (`base.layer2.block1.reduce.co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -153,5 +154,11 @@ class DeepLabV2(Segmenter):
 
 
 def shrunk(images_nchw: Tensor, scale: float) -> Tensor:
-    """The input times a factor: sides floor(side * factor), bilinear, and the factor itself (not the ratio of sizes) in the coordinates."""
+    """The input times a factor: sides floor(side * factor), bilinear, and the factor itself (not the ratio of sizes) in the coordinates.
+
+    A side that would become 0 is continued first, so that it becomes 1.
+    """
+    lacking = [max(0, math.ceil(1 / scale) - side) for side in images_nchw.shape[-2:]]
+    if any(lacking):
+        images_nchw = F.pad(images_nchw, (0, lacking[1], 0, lacking[0]), mode="replicate")
     return F.interpolate(images_nchw, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False)
