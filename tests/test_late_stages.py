@@ -802,6 +802,7 @@ def test_package_of_a_limited_study_warns(reference: Path, tmp_path: Path, capsy
         ({"refine.irn.batch": 1000}, ("--refine.irn.batch", "10 pictures")),
         ({"segmenter.batch": 1000}, ("--segmenter.batch", "10 pictures")),
         ({"run.workers": 5}, ("5 training workers",)),
+        ({"refine.labels": "mask", "segmenter.retrain": "yes"}, ("no pixel open", "--segmenter.retrain")),
         ({"segmenter.steps": 0}, ("steps",)),
         ({"segmenter.crop": 0}, ("crop",)),
         ({"segmenter.lr": -1.0}, ("lr",)),

@@ -150,6 +150,9 @@ class Experiment(Settings):
 
     def check_together(self, prefix: str) -> None:
         self.refinement.check_together("refine.")
+        if self.until == "segmentation" and self.segmenter.retrain == "yes" and not (self.refine.ignores() or self.refine.saliency):
+            message = "the labels leave no pixel open: a second segmenter would be trained on those of the first"
+            raise UserError(message, field="--segmenter.retrain", remedy="leave it out, or say --refine.labels thresholds")
         for name in self.addons:
             addon_class(name)  # says which there are
         if len(set(self.addons)) < len(self.addons):

@@ -123,6 +123,13 @@ def test_defaults_are_the_appendix_of_rib() -> None:
         ({"model": "small", "compile": True}, "--segmenter.compile"),
         ({"test_scales": ()}, "--segmenter.test-scales"),
         ({"loss": "balanced"}, "--segmenter.loss"),
+        ({"model": "small", "stride": "3x3"}, "--segmenter.stride"),
+        ({"model": "deeplab_v1", "stride": "1x1"}, "--segmenter.stride"),
+        ({"schedule": "cosine", "lr_hold": 50}, "--segmenter.lr-hold"),
+        ({"schedule": "constant", "power": 2.0}, "--segmenter.power"),
+        ({"weights": "imagenet", "weights_from": "masks"}, "--segmenter.weights-from"),
+        ({"weights": "coco", "weights_from": "imagenet"}, "--segmenter.weights-from"),
+        ({"weights": "none", "weights_from": "imagenet"}, "--segmenter.weights-from"),
     ],
     ids=str,
 )
@@ -130,6 +137,17 @@ def test_settings_out_of_range(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError) as error:
         SegmenterConfig().replace(**changes).check("segmenter.")
     assert error.value.field == flag
+
+
+def test_what_nobody_asked_for_is_not_refused() -> None:
+    """Defaults and values of presets that another choice leaves without effect; words that say what is so anyhow."""
+    for preset in SegmenterConfig.PRESETS:
+        for schedule in ("poly", "poly1", "cosine", "constant"):
+            SegmenterConfig.named(preset, schedule=schedule).check()
+    for model in ("deeplab_v1", "small"):
+        SegmenterConfig(model=model, weights="none", schedule="cosine", optimizer="adam").check()
+    for weights, said in (("imagenet", "imagenet"), ("coco", "masks"), ("deeplab.pth", "masks"), ("deeplab.pth", "imagenet")):
+        SegmenterConfig(weights=weights, weights_from=said).check()  # type: ignore[arg-type]
 
 
 def test_inference_settings_do_not_train_again() -> None:

@@ -202,6 +202,7 @@ class SegmenterConfig(TrainingSettings):
         if self.backbone not in ("auto", *fit):
             flag = f"--{prefix}backbone"
             raise UserError(f"{self.model} has no backbone {self.backbone}", field=flag, remedy=f"choose one of {', '.join(fit)}")
+        self._check_used(prefix)
         if self.model == "deeplab_v2" and (self.weights, self.stride) in (("imagenet", "1x1"), ("coco", "3x3")):
             flag, where = f"--{prefix}stride", "3x3" if self.weights == "imagenet" else "1x1"
             message = f"--{prefix}weights {self.weights} were trained with the stride in the {where} convolutions, not {self.stride}"
@@ -220,6 +221,24 @@ class SegmenterConfig(TrainingSettings):
             if not getattr(self, name):
                 flag = f"--{prefix}{name}".replace("_", "-")
                 raise UserError(f"{flag} is empty", field=flag, remedy="give one factor at least, 1 for the picture as it is")
+
+    def _check_used(self, prefix: str) -> None:
+        """No setting that what is chosen beside it would ignore; those of presets are not asked for by anyone."""
+        if self.model != "deeplab_v2" and self.stride != "auto":
+            flag = f"--{prefix}stride"
+            raise UserError(f"{self.model} has no stride to move", field=flag, remedy=f"leave {flag} out")
+        plain = type(self)()
+        if not self.schedule.startswith("poly"):
+            for name, unused in (("lr_hold", self.lr_hold not in (plain.lr_hold, 1)), ("power", self.power != plain.power)):
+                if unused:
+                    flag = f"--{prefix}{name}".replace("_", "-")
+                    message = f"the schedule {self.schedule} has no {name.replace('_', '-')}"
+                    raise UserError(message, field=flag, remedy=f"leave {flag} out, or say --{prefix}schedule poly")
+        known = {"imagenet": "imagenet", "coco": "masks", "none": ""}.get(self.weights)
+        if known is not None and self.weights_from not in ("auto", known):
+            flag = f"--{prefix}weights-from"
+            message = f"{flag} says what a file was trained on, and --{prefix}weights {self.weights} is none"
+            raise UserError(message, field=flag, remedy=f"leave {flag} out, or give a file as --{prefix}weights")
 
     def rates(self) -> Schedule:
         """Learning rate over the updates, as a factor of the first one."""
