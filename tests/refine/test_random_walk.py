@@ -130,10 +130,18 @@ def test_nothing_crosses_a_closed_edge() -> None:
     np.testing.assert_allclose(found, maps, atol=1e-9)
 
 
-def test_the_gathered_steps_of_a_gpu_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+GATHERED = [("irn", size, radius) for size in [(1, 1), (1, 9), (7, 1), (3, 4), (10, 7), (24, 7)] for radius in (1, 2, 4, 8)]
+GATHERED += [("affinitynet", size, 5) for size in [(1, 1), (2, 5), (3, 3), (5, 40), (14, 12)]]
+
+
+@pytest.mark.parametrize(("kind", "size", "radius"), GATHERED)
+def test_the_gathered_steps_of_a_gpu_are_the_same(kind: str, size: tuple[int, int], radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no pixel has a partner: IRN's radius 1, and AffinityNet's maps with a side of two or less."""
     from seedbed.refine import random_walk
 
-    maps, affinity = np.random.default_rng(3).random((2, 10, 7)), random_affinity((10, 7))
+    rng = np.random.default_rng([*size, radius])
+    maps = rng.random((2, *size))
+    affinity = random_affinity(size, radius) if kind == "irn" else affinitynet_affinity(rng.normal(size=(6, *size)), radius, 8)
     plainly = walk(maps, affinity, 33)
     monkeypatch.setattr(random_walk, "_steps", random_walk._steps_gathered)
     np.testing.assert_allclose(walk(maps, affinity, 33), plainly, atol=1e-12)

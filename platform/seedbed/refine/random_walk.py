@@ -194,7 +194,7 @@ def _steps_gathered(values: Tensor, weights: Tensor, distances: list[int], margi
     """All directions in one product: a GPU is slow to begin one."""
     length = len(total)
     here = torch.arange(margin, margin + length, device=values.device)
-    away = torch.tensor(distances, device=values.device)[:, None]
+    away = torch.tensor(distances, dtype=torch.int64, device=values.device)[:, None]  # of no direction it would be float
     partners = torch.cat([here + away, here - away])
     backward = [weight[margin - d : margin - d + length] for weight, d in zip(weights, distances, strict=True)]
     both = torch.cat([weights[:, here], *(b[None] for b in backward)])
