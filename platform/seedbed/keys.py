@@ -70,6 +70,11 @@ class Keys:
     def resources(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.experiment.run.threads}
 
+    def _workers(self) -> dict[str, Any]:
+        """Of trainings whose loss divides by counts of the whole batch (`loop.Counting`). With several workers they were a share's once."""
+        workers = self.experiment.run.workers
+        return {"workers": workers, **({"counts": "of the whole batch"} if workers > 1 else {})}
+
     def classifier_settings(self, seed: int) -> dict[str, Any]:
         e = self.experiment
         return {
@@ -139,7 +144,7 @@ class Keys:
             "refinement": e.refine.method,
             "network": config.training_key(),
             "seed": seed,
-            "workers": e.run.workers,
+            **self._workers(),
             "inputs": self._inputs(self.pseudo_ids),
             **self.resources(),
         }
@@ -172,7 +177,7 @@ class Keys:
         return {
             "segmenter": e.segmenter.training_dict(),
             "seed": seed,
-            "workers": e.run.workers,
+            **self._workers(),
             "inputs": self._inputs(self.pseudo_ids),
             **self.resources(),
         }

@@ -63,7 +63,7 @@ class RunConfig(Settings):
     actors: int = bounded(2, 1, 4096, key=False)
     """Actors of per-image work."""
     workers: int = bounded(1, 1, 4096)
-    """Training workers (data parallel); part of the record, for their number changes the last bits."""
+    """Training workers (data parallel); part of the record, for their number changes the last bits, and what batch norm sees."""
     threads: int = bounded(1, 1, 1024)
     """Torch threads of each actor and worker; part of the record. More actors are faster than more threads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from made_labels import one_hot, same_in_two_parts, scene, small_classifier, trained_and_resumed, write_labelled, write_weights
 from PIL import Image
+from shares import assert_alike
 
 from seedbed.artefacts.records import SCORE_STEPS, scored_label_record, scores_from
 from seedbed.data.jitter import STEPS, ColorJitter, changed
@@ -100,6 +101,14 @@ def test_a_step_depends_on_its_number_alone(make_task: Make) -> None:
     assert task.steps == 6
     whole = same_in_two_parts(task, pickle.loads(pickle.dumps(task)), 4)
     assert whole.labels_nhw.shape == (4, 10, 10)  # stride 4 of the small network
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_shares_add_up(make_task: Make, world: int) -> None:
+    """Losses and gradients are those of one worker, though the shares' pairs differ in number."""
+    task = make_task(SMALL.replace(batch=5, batch_norm="fixed"))
+    task.open()
+    assert_alike(task, 1, world)
 
 
 def test_groups_and_rates(make_task: Make) -> None:

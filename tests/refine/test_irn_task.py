@@ -12,6 +12,7 @@ import pytest
 import torch
 from made_labels import same_in_two_parts, scene, small_classifier, trained_and_resumed, write_labelled, write_weights
 from PIL import Image
+from shares import assert_alike
 
 from seedbed import loop
 from seedbed.data.transforms import generator, normalise
@@ -159,6 +160,20 @@ def test_labels_that_ignore_everything(make_task: Make, tmp_path: Path) -> None:
     loop.train(make_task(SMALL.replace(epochs=1, mean_shift=False), change=lambda labels: np.full_like(labels, IGNORE)), tmp_path / "run")
     entries = [entry for entry in loop.read_log(tmp_path / "run") if "terms" in entry]
     assert set(entries[-1]["terms"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_shares_add_up(make_task: Make, world: int) -> None:
+    """Losses and gradients are those of one worker, though the shares' pairs differ in number: one picture in three is all background."""
+    drawn: list[int] = []
+
+    def change(labels: np.ndarray) -> np.ndarray:
+        drawn.append(len(drawn))
+        return np.where(labels == IGNORE, labels, 0).astype(np.uint8) if len(drawn) % 3 == 0 else labels
+
+    task = make_task(SMALL.replace(batch=5), change=change)
+    task.open()
+    assert_alike(task, 1, world)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from shares import assert_alike
 
 from seedbed import loop
 from seedbed.artefacts import WEIGHTS, Stage
@@ -22,7 +23,7 @@ from seedbed.data import Store, StoreInfo, StoreWriter, open_store
 from seedbed.metrics.region import Confusion
 from seedbed.segment import PredictWork, SegmenterConfig, SegmenterTask, load_segmenter, predict
 from seedbed.segment.augment import DeepLabCrop, YudeWangCrop
-from seedbed.segment.losses import segmentation_loss
+from seedbed.segment.losses import pixel_counts, segmentation_loss
 from seedbed.segment.task import SegmentBatch, reduced_labels
 from seedbed.types import Sample, UserError
 
@@ -178,6 +179,24 @@ def test_one_group_alone_is_finite(value: int) -> None:
     assert torch.isfinite(segmentation_loss(logits, labels, "balanced_dsrg"))
 
 
+@pytest.mark.parametrize("form", ["plain", "balanced_half", "balanced_dsrg"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_parts_add_up_to_the_batch(form: Any, cut: int) -> None:
+    """One picture has a single labelled pixel, one none: what a part divides by is the whole batch's."""
+    logits = torch.randn(3, 4, 6, 5, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 4, (3, 6, 5), generator=torch.Generator().manual_seed(1))
+    labels[1:] = 255
+    labels[1, 0, 0] = 1
+    whole = pixel_counts(labels).sum(0)
+    assert int(whole[0]) == 3 and int(whole[1] + whole[2]) == 31
+    one = segmentation_loss(logits, labels, form)
+    parts = [segmentation_loss(logits[rows], labels[rows], form, whole) for rows in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close(sum(parts), one)
+    (gradient,), (summed,) = torch.autograd.grad(one, logits), torch.autograd.grad(parts[0] + parts[1], logits)
+    torch.testing.assert_close(summed, gradient)
+    assert torch.equal(segmentation_loss(logits, labels, form, whole), one)
+
+
 # --- batches ------------------------------------------------------------------------------------------
 
 
@@ -315,12 +334,48 @@ def test_accumulation_is_the_mean_of_the_parts(made: Made) -> None:
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
+def few_labels(number: int, labels: np.ndarray) -> np.ndarray:
+    """Half of the pictures have all their labels, the others a few pixels, so that no two parts of a batch divide by like counts."""
+    few = np.full_like(labels, 255)
+    few[12:15, 12:15] = number % 4
+    return few if number % 2 else labels
+
+
+FIXED = SMALL.replace(batch_norm="fixed", optimizer="sgd", lr=0.02)  # no statistics: those are each worker's own
+DEEPLAB = {"model": "deeplab_v2", "backbone": "resnet50", "crop": 33}  # labels reduced to scores of several sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "world"),
+    [
+        ({"batch": 5, "loss": "plain"}, 2),
+        ({"batch": 5, "loss": "balanced_half"}, 3),
+        ({"batch": 5, "loss": "balanced_dsrg"}, 2),
+        ({"batch": 10, "accumulate": 2}, 2),
+        ({"batch": 10, "accumulate": 2, "loss": "balanced_half"}, 3),
+        ({"batch": 6, "accumulate": 3, "loss": "balanced_dsrg"}, 4),
+        ({"batch": 3, **DEEPLAB}, 2),
+    ],
+    ids=str,
+)
+def test_workers_shares_add_up(tmp_path: Path, changes: dict[str, Any], world: int) -> None:
+    """The loss and its gradients are those of one worker, in parts that lie across the shares too."""
+    assert_alike(Made(tmp_path, spoil=few_labels).task(FIXED.replace(**changes)), 1, world)
+
+
 @pytest.mark.slow
-def test_two_workers(made: Made, tmp_path: Path) -> None:
-    config = SMALL.replace(batch=6, accumulate=2)
-    for name in "ab":
-        loop.train_locally(made.task(config), tmp_path / name, workers=2)
+@pytest.mark.parametrize("changes", [{"batch": 5}, {"batch": 10, "accumulate": 2, "loss": "balanced_half"}], ids=str)
+def test_two_workers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Twice the same bits; and the same weights and log as one worker but for the last bits."""
+    made, config = Made(tmp_path / "made", spoil=few_labels), FIXED.replace(log_every=1, **changes)
+    for name, workers in {"one": 1, "a": 2, "b": 2}.items():
+        loop.train_locally(made.task(config), tmp_path / name, workers=workers)
     assert same(tmp_path / "a", tmp_path / "b")
+    start, one, two = made.task(config).build().state_dict(), weights(tmp_path / "one"), weights(tmp_path / "a")
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * moved
+    logs = [[line["terms"]["loss"] for line in loop.read_log(tmp_path / name) if "terms" in line] for name in ("one", "a")]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
 def artefact(folder: Path, state: dict[str, torch.Tensor]) -> Path:

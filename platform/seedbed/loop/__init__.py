@@ -8,9 +8,10 @@ from seedbed.loop.local import train_locally
 from seedbed.loop.parallel import WorkerLost, backend_for, data_parallel, persist
 from seedbed.loop.record import follow, read_log
 from seedbed.loop.run import train
-from seedbed.loop.task import Pace, Task, TrainingDiverged, share
+from seedbed.loop.task import Counting, Pace, Task, TrainingDiverged, share
 
 __all__ = [
+    "Counting",
     "Pace",
     "Task",
     "TrainingDiverged",

@@ -19,7 +19,7 @@ from seedbed.loop.checkpoint import CHECKPOINT, FORMAT, WEIGHTS, load, only_writ
 from seedbed.loop.determinism import seed, settled
 from seedbed.loop.parallel import Team
 from seedbed.loop.record import LOG, Log, Meter, Report
-from seedbed.loop.task import Pace, Task, TrainingDiverged, share
+from seedbed.loop.task import Counting, Pace, Task, TrainingDiverged, share
 from seedbed.types import UserError
 
 LOOK = 1.0
@@ -87,7 +87,9 @@ class _Training:
         self.task, self.folder, self.team, self.device = task, folder, team, device
         task.open()
         self.steps = task.steps
-        self.identity = f"{task.identity()}/{team.world} workers/{device.partition(':')[0]}/{threads} threads"
+        self.counting = task if team.world > 1 and isinstance(task, Counting) else None
+        workers = f"{team.world} workers" if self.counting is None else f"{team.world} workers, counts of all"
+        self.identity = f"{task.identity()}/{workers}/{device.partition(':')[0]}/{threads} threads"
         seed(device, task.seed, "build")
         self.model = task.build().to(device)
         if task.pace.channels_last:
@@ -127,12 +129,15 @@ class _Training:
         self.saved_at, self.saved_step = self.began, self.done
         team, task = self.team, self.task
         part = share(task.batch_size, team.rank, team.world)
-        weight = (part.stop - part.start) * team.world / task.batch_size  # shares may be uneven; 1 where they are not
+        # Gradients are averaged over the workers. Shares may be uneven; 1 where they are not.
+        weight = team.world if self.counting is not None else (part.stop - part.start) * team.world / task.batch_size
         self.model.train()
         look = self.done + 1
         batches = ahead(self._batch, range(self.done, self.steps), _threads_ahead(task.pace, self.device))
         with contextlib.closing(batches), contextlib.closing(self.log):
-            for step, batch in batches:
+            for step, (batch, counts) in batches:
+                if counts is not None:
+                    batch = dataclasses.replace(batch, counts=torch.cat(team.gather(counts)), first=part.start)
                 seed(self.device, task.seed, "step", step, team.rank)
                 self._update(step, _placed(batch, self.device, task.pace.channels_last), weight)
                 self.done = step + 1
@@ -141,9 +146,10 @@ class _Training:
                     look = self.done + self._look(judged)
             self._finish()
 
-    def _batch(self, step: int) -> Any:
+    def _batch(self, step: int) -> tuple[Any, Tensor | None]:
         batch = self.task.batch(step, self.team.rank, self.team.world)
-        return _tensors(batch, lambda t: t.pin_memory()) if self.device.startswith("cuda") else batch
+        counts = None if self.counting is None else self.counting.counts(batch)
+        return (_tensors(batch, lambda t: t.pin_memory()) if self.device.startswith("cuda") else batch), counts
 
     def _update(self, step: int, batch: Any, weight: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from seedbed.optim import Optimizer
 from seedbed.types import StepOutput, UserError
@@ -34,7 +34,8 @@ class Task(Protocol):
     """What is trained. Pickled to every worker, opened there once; then a pure function of its settings and the step.
 
     A step's batch depends on nothing but (seed, step, image ids): not on the steps before, not on a thread, not on a resumption.
-    `loss` is a mean over the pictures of its batch, so that the workers' shares of a batch add up to the batch's loss.
+    `loss` is a mean over the pictures of its batch, so that the workers' shares of a batch add up to the batch's loss; one that divides by
+    other counts is `Counting`.
     """
 
     seed: int
@@ -81,6 +82,20 @@ class Task(Protocol):
 
     def facts(self) -> Mapping[str, Any]:
         """What the record should know and only the worker does, after `build`: the weights that were loaded, counts. Plain JSON values."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A task whose loss divides by counts that are not known of a share alone, such as the labelled pixels of the whole batch.
+
+    Its batches have two fields besides, `counts: Tensor | None = None` and `first: int = 0`. With one worker they stay as they are. With
+    several, `counts` is (b, k), those of every picture of the step's batch, and `first` the place of the share's first picture in it;
+    `loss` is then the share's part of the whole batch's loss: the parts of all workers add up to it.
+    """
+
+    def counts(self, batch: Any) -> Tensor:
+        """(n, k) int64, of every picture of the share. Called from several threads."""
         ...
 
 

@@ -86,21 +86,29 @@ class PairAffinity(torch.autograd.Function):
         return out, None
 
 
-def affinity_losses(f9_nfhw: Tensor, labels_nhw: Tensor, radius: int) -> Losses:
+def pair_counts(labels_nhw: Tensor, radius: int) -> Tensor:
+    """(n, 3) int64, of every picture: its pairs of each kind of `Pairs`. What a batch's losses divide by is their sum."""
+    radius = affinitynet_radius((labels_nhw.shape[1], labels_nhw.shape[2]), radius)
+    return torch.stack([kind.flatten(1).sum(1) for kind in pair_labels(labels_nhw, radius)], 1)
+
+
+def affinity_losses(f9_nfhw: Tensor, labels_nhw: Tensor, radius: int, whole: Tensor | None = None) -> Losses:
     """Golden affinitynet, `loss_*`. (n, f, h, w) the network's output and (n, h, w) uint8 labels at its stride -> the three means.
 
     -log of the affinity of pairs that are alike, -log(1 - affinity) of those that differ, each over all such pairs of the batch; 0 where
-    there are none. The radius is reduced for short sides, as where the maps walk.
+    there are none. The radius is reduced for short sides, as where the maps walk. `whole` (3,) int64: the pairs of the batch that these
+    pictures are a part of, where they are not all of it (`pair_counts`).
     """
     radius = affinitynet_radius((labels_nhw.shape[1], labels_nhw.shape[2]), radius)
     pairs = pair_labels(labels_nhw, radius)
     affinity = pair_affinity(F.elu(f9_nfhw.float()), radius)
     alike, differ = -torch.log(affinity + TINY), -torch.log(1 + TINY - affinity)
-    return Losses(_mean(alike, pairs.background), _mean(alike, pairs.foreground), _mean(differ, pairs.different))
+    counts = [kind.sum() for kind in pairs] if whole is None else whole
+    return Losses(*(_mean(*of) for of in zip((alike, alike, differ), pairs, counts, strict=True)))
 
 
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum() / (chosen.sum() + TINY)
+def _mean(values: Tensor, chosen: Tensor, count: Tensor) -> Tensor:
+    return (values * chosen).sum() / (count + TINY)
 
 
 def reduced(scores_2nhw: np.ndarray, stride: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from seedbed.data.transforms import generator, normalise
 from seedbed.loop import share
 from seedbed.models.affinity import AffinityNet
 from seedbed.optim import Optimizer, PolySGD
-from seedbed.refine.affinitynet_loss import affinity_losses, reduced_labels
+from seedbed.refine.affinitynet_loss import affinity_losses, pair_counts, reduced_labels
 from seedbed.refine.affinitynet_settings import AffinityConfig
 from seedbed.refine.initial_backbone import fill_backbone
 from seedbed.refine.labelled_pictures import ScoredPictures, window
@@ -34,6 +34,9 @@ class AffinityBatch:
     images_nchw: Tensor
     labels_nhw: Tensor
     ids: tuple[str, ...] = ()
+    counts: Tensor | None = None
+    """With several workers: (b, 3) int64, `pair_counts` of every picture of the whole batch."""
+    first: int = 0
 
 
 @dataclass
@@ -116,8 +119,12 @@ class AffinityTask:
         return PolySGD(groups, c.lr, c.weight_decay, steps, momentum=c.momentum)
 
     def loss(self, model: nn.Module, batch: AffinityBatch, step: int) -> StepOutput:
-        """Means over the pairs of the (worker's share of the) batch, as in the official code."""
-        return StepOutput(affinity_losses(model(batch.images_nchw), batch.labels_nhw, self.config.radius).terms())
+        """Means over the pairs of the batch, as in the official code."""
+        whole = None if batch.counts is None else batch.counts.sum(0)
+        return StepOutput(affinity_losses(model(batch.images_nchw), batch.labels_nhw, self.config.radius, whole).terms())
+
+    def counts(self, batch: AffinityBatch) -> Tensor:
+        return pair_counts(batch.labels_nhw, self.config.radius)
 
     def facts(self) -> Mapping[str, Any]:
         return {

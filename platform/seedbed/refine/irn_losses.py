@@ -77,13 +77,23 @@ def loss_maps(edge_n1hw: Tensor, displacement_n2hw: Tensor, radius: int) -> Loss
     return LossMaps(-torch.log(affinity + TINY), -torch.log(1 + TINY - affinity), (moved - way).abs(), moved.abs())
 
 
-def irn_losses(edge_n1hw: Tensor, displacement_n2hw: Tensor, labels_nhw: Tensor, radius: int, num_labels: int) -> IrnLosses:
+def pair_counts(labels_nhw: Tensor, radius: int, num_labels: int) -> Tensor:
+    """(n, 3) int64, of every picture: its pairs of each kind of `PairLabels`. What a batch's losses divide by is their sum."""
+    each = (pair_labels(one, radius, num_labels) for one in labels_nhw.split(1))
+    return torch.stack([torch.stack([kind.sum() for kind in kinds]) for kinds in each])
+
+
+def irn_losses(
+    edge_n1hw: Tensor, displacement_n2hw: Tensor, labels_nhw: Tensor, radius: int, num_labels: int, whole: Tensor | None = None
+) -> IrnLosses:
     """README irn.npz: means over the pairs of each kind in the whole batch; 0 where it has none.
+
+    `whole` (3,) int64: the pairs of the batch that these pictures are a part of, where they are not all of it (`pair_counts`).
 
     edge (n, 1, h, w), displacement (n, 2, h, w) and labels (n, h, w) uint8 of one size. Memory does not grow with the batch: the gradients
     are found part by part in the forward pass.
     """
-    values: tuple[Tensor, ...] = _Losses.apply(edge_n1hw.float(), displacement_n2hw.float(), labels_nhw, radius, num_labels)
+    values: tuple[Tensor, ...] = _Losses.apply(edge_n1hw.float(), displacement_n2hw.float(), labels_nhw, radius, num_labels, whole)
     return IrnLosses(*values)
 
 
@@ -126,13 +136,16 @@ class _Losses(torch.autograd.Function):
     """The five losses. What is kept for the backward pass are their gradients, of the size of the inputs, not the pairs."""
 
     @staticmethod
-    def forward(ctx: Any, edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, num_labels: int) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, num_labels: int, whole: Tensor | None
+    ) -> tuple[Tensor, ...]:
         rows, columns = source_grid((edge.shape[2], edge.shape[3]), radius)
         size = max(1, PART // max(len(paths(radius)) * rows * columns, 1))
-        counts = torch.zeros(3, dtype=torch.int64, device=edge.device)
-        for part in labels.split(size):
-            counts += torch.stack([kind.sum() for kind in pair_labels(part, radius, num_labels)])
-        bg, fg, neg = counts.to(edge.dtype)
+        if whole is None:
+            whole = torch.zeros(3, dtype=torch.int64, device=edge.device)
+            for part in labels.split(size):
+                whole += torch.stack([kind.sum() for kind in pair_labels(part, radius, num_labels)])
+        bg, fg, neg = whole.to(edge.dtype)
         divisors = (bg + TINY, fg + TINY, neg + TINY, 2 * fg + TINY, 2 * bg + TINY)
         inputs = (edge, edge, edge, displacement, displacement)
         gradients = [torch.zeros_like(x) for x in inputs]
@@ -152,4 +165,4 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         bg, fg, neg, dp_fg, dp_bg = (g * found for g, found in zip(given, ctx.saved_tensors, strict=True))
-        return bg + fg + neg, dp_fg + dp_bg, None, None, None
+        return bg + fg + neg, dp_fg + dp_bg, None, None, None, None

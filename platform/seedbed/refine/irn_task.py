@@ -22,7 +22,7 @@ from seedbed.loop.ahead import ahead
 from seedbed.models.irn import STRIDE, IrnNet
 from seedbed.optim import Optimizer, PolySGD
 from seedbed.refine.initial_backbone import fill_backbone
-from seedbed.refine.irn_losses import irn_losses
+from seedbed.refine.irn_losses import irn_losses, pair_counts
 from seedbed.refine.irn_settings import IrnConfig, IrnWalk
 from seedbed.refine.labelled_pictures import LabelledPictures, window
 from seedbed.types import IGNORE, StepOutput
@@ -40,6 +40,9 @@ class IrnBatch:
     images_nchw: Tensor
     labels_nhw: Tensor
     ids: tuple[str, ...] = ()
+    counts: Tensor | None = None
+    """With several workers: (b, 3) int64, `pair_counts` of every picture of the whole batch."""
+    first: int = 0
 
 
 @dataclass
@@ -123,9 +126,13 @@ class IrnTask:
         return PolySGD(groups, c.lr, c.weight_decay, steps, momentum=c.momentum)
 
     def loss(self, model: nn.Module, batch: IrnBatch, step: int) -> StepOutput:
-        """Means over the pairs of the (worker's share of the) batch, as in the official code."""
+        """Means over the pairs of the batch, as in the official code."""
         edge, displacement = model(batch.images_nchw)
-        return StepOutput(irn_losses(edge, displacement, batch.labels_nhw, self.config.radius, self._num_labels).terms())
+        whole = None if batch.counts is None else batch.counts.sum(0)
+        return StepOutput(irn_losses(edge, displacement, batch.labels_nhw, self.config.radius, self._num_labels, whole).terms())
+
+    def counts(self, batch: IrnBatch) -> Tensor:
+        return pair_counts(batch.labels_nhw, self.config.radius, self._num_labels)
 
     def facts(self) -> Mapping[str, Any]:
         return {

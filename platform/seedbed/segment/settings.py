@@ -118,8 +118,8 @@ class SegmenterConfig(TrainingSettings):
     batch: int = bounded(10, 1, 100_000)
     """Pictures of an update, over all workers. RIB, HFPL: 10."""
     accumulate: int = bounded(1, 1, 1000)
-    """Parts of an update's pictures that go through the network one after the other; each part's loss is a mean of its own. RIB: 1;
-    deeplab-pytorch: 2."""
+    """Parts of an update's pictures that go through the network one after the other; each part's loss is a mean of its own, whatever
+    number of workers its pictures are shared by. RIB: 1; deeplab-pytorch: 2."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd (official codes), or adam (betas 0.9, 0.999; weight decay added to the gradient)."""
     lr: float = bounded(2e-4, 0, 100, open_low=True)

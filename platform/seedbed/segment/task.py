@@ -24,7 +24,7 @@ from seedbed.optim import Optimizer
 from seedbed.refine.pseudo_labels import fill
 from seedbed.segment.accumulate import accumulated
 from seedbed.segment.augment import augmentation
-from seedbed.segment.losses import segmentation_loss
+from seedbed.segment.losses import pixel_counts, segmentation_loss
 from seedbed.segment.networks import build_segmenter, initialise, segmenter_optimizer
 from seedbed.segment.resample import pillow_nearest
 from seedbed.segment.settings import SegmenterConfig
@@ -38,6 +38,10 @@ class SegmentBatch:
     images_nchw: Tensor
     labels_nhw: Tensor
     ids: tuple[str, ...] = ()
+    counts: Tensor | None = None
+    """With several workers: (b, 3 s) int64, `pixel_counts` of every picture of the whole batch at each of the s sizes of the scores."""
+    first: int = 0
+    """Place of these pictures in the whole batch."""
 
 
 @dataclass
@@ -94,6 +98,7 @@ class SegmenterTask:
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._room = self.config.decoded_mb << 20
         self._lock = threading.Lock()
+        self._sizes: list[tuple[int, int]] | None = None
         self._store = store
 
     @property
@@ -190,17 +195,37 @@ class SegmenterTask:
 
     def loss(self, model: nn.Module, batch: SegmentBatch, step: int) -> StepOutput:
         assert isinstance(model, Segmenter)
-        count = min(self.config.accumulate, len(batch.images_nchw))
-        parts = list(zip(batch.images_nchw.tensor_split(count), batch.labels_nhw.tensor_split(count), strict=True))
+        parts = self._parts(batch)
 
         def part_loss(number: int) -> Tensor:
-            images, labels = parts[number]
-            return sum_over_outputs(model, images, labels, self.config.loss)
+            rows, whole = parts[number]
+            return sum_over_outputs(model, batch.images_nchw[rows], batch.labels_nhw[rows], self.config.loss, whole)
 
-        if count == 1:
-            return StepOutput({"loss": part_loss(0)})
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return StepOutput({"loss": accumulated(part_loss, count, trained)})
+        if len(parts) == 1:
+            loss = part_loss(0)
+        else:
+            loss = accumulated(part_loss, len(parts), [p for p in model.parameters() if p.requires_grad])
+        if batch.counts is not None and len(parts) != self.config.accumulate:
+            loss = loss * (len(parts) / self.config.accumulate)  # the mean over the whole batch's parts, of which these are some
+        return StepOutput({"loss": loss})
+
+    def _parts(self, batch: SegmentBatch) -> list[tuple[slice, Tensor | None]]:
+        """The rows of each of the whole batch's parts that are in this share of it, and the counts of the part, (s, 3)."""
+        size, count = self.batch_size // self.config.accumulate, len(batch.images_nchw)
+        if batch.counts is None:
+            return [(slice(at, at + size), None) for at in range(0, count, size)]
+        found = []
+        for start in range(0, self.batch_size, size):
+            rows = slice(max(start - batch.first, 0), min(start + size - batch.first, count))
+            if rows.start < rows.stop:
+                found.append((rows, batch.counts[start : start + size].sum(0).reshape(-1, 3)))
+        return found
+
+    def counts(self, batch: SegmentBatch) -> Tensor:
+        with self._lock:
+            if self._sizes is None:
+                self._sizes = score_sizes(self.config, self.num_classes)
+        return torch.cat([pixel_counts(reduced_labels(batch.labels_nhw, size)) for size in self._sizes], 1)
 
     def facts(self) -> Mapping[str, Any]:
         return {
@@ -225,16 +250,29 @@ class SegmenterTask:
         return {}
 
 
-def sum_over_outputs(model: Segmenter, images_nchw: Tensor, labels_nhw: Tensor, form: Any) -> Tensor:
-    """The losses of all score maps added, each with the labels at its own size (or the scores enlarged to the labels)."""
+def score_sizes(config: SegmenterConfig, num_classes: int) -> list[tuple[int, int]]:
+    """Where a crop's labels are compared with its scores: the crop's own size, or that of every score map; nothing is computed for it."""
+    with torch.device("meta"):
+        model = build_segmenter(config, num_classes)
+        crop = torch.empty(2, 3, config.crop, config.crop)
+        compared = [crop] * len(model.outputs(crop)) if model.loss_at_input else model.outputs(crop)
+    return [(scores.shape[-2], scores.shape[-1]) for scores in compared]
+
+
+def sum_over_outputs(model: Segmenter, images_nchw: Tensor, labels_nhw: Tensor, form: Any, whole: Tensor | None = None) -> Tensor:
+    """The losses of all score maps added, each with the labels at its own size (or the scores enlarged to the labels).
+
+    whole (s, 3): of each map, the counts of the batch that these pictures are a part of.
+    """
     total = images_nchw.new_zeros(())
-    for scores in model.outputs(images_nchw):
+    outputs = model.outputs(images_nchw)
+    for scores, of_all in zip(outputs, [None] * len(outputs) if whole is None else whole, strict=True):
         size = scores.shape[-2:]
         if model.loss_at_input:
             enlarged = F.interpolate(scores.float(), labels_nhw.shape[-2:], mode="bilinear", align_corners=model.align_corners)
-            total = total + segmentation_loss(enlarged, labels_nhw, form)
+            total = total + segmentation_loss(enlarged, labels_nhw, form, of_all)
         else:
-            total = total + segmentation_loss(scores, reduced_labels(labels_nhw, size), form)
+            total = total + segmentation_loss(scores, reduced_labels(labels_nhw, size), form, of_all)
     return total
 
 
