@@ -214,7 +214,7 @@ class SegmenterTask:
         size, count = self.batch_size // self.config.accumulate, len(batch.images_nchw)
         if batch.counts is None:
             return [(slice(at, at + size), None) for at in range(0, count, size)]
-        found = []
+        found: list[tuple[slice, Tensor | None]] = []
         for start in range(0, self.batch_size, size):
             rows = slice(max(start - batch.first, 0), min(start + size - batch.first, count))
             if rows.start < rows.stop:
