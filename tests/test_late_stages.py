@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -168,6 +172,17 @@ def followed(out: Path) -> None:
     assert np.array_equal(shown["prediction"], painted(open_store(record["store"])[ident].pixels(), last, record["palette"]))
     hatches = [(np.asarray(shown[name]) == 250).all(-1).any() for name in ("labels", "filled")]
     assert hatches == [True, False], "the labels' open pixels are filled"
+
+
+def test_keys_of_several_workers(reference: Path) -> None:
+    """Losses of several workers were once means of each share: what was trained so is not found. One worker's key has no word of it."""
+    from seedbed.stages import Study
+
+    for workers in (1, 2):
+        keys = Study.open(whole(reference, **{"run.workers": workers}), dry=True).keys
+        for settings in (keys.affinity_settings(0), keys.segmenter_settings(0)):
+            assert settings["workers"] == workers and ("counts" in settings) == (workers > 1)
+        assert "counts" not in keys.classifier_settings(0)
 
 
 def test_the_plain_maps_go_as_far_as_asked(tmp_path: Path) -> None:
@@ -349,7 +364,7 @@ SLOW = pytest.mark.slow
     [
         "masks",
         "segmenter",
-        *(pytest.param(s, marks=SLOW) for s in ("crf", "confidence", "affinity", "retrained", "predictions")),
+        *(pytest.param(s, marks=SLOW) for s in ("crf", "confidence", "affinity", "scored", "retrained", "predictions")),
     ],
 )
 def test_cut_short_and_started_again(copy: Path, reference: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,16 +402,97 @@ def test_cut_short_and_started_again(copy: Path, reference: Path, stage: str, mo
     assert digests(copy) == digests(reference)
 
 
-def test_disk_full_in_mid_stage(copy: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PER_PICTURE = ("crf", "confidence", "masks", "scored", "predictions")
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """A stage's own work in an actor whose process is killed at the third picture, once. `mark` has the pid of each picture's process."""
+
+    light: ClassVar[bool] = False  # by actors, however short the work
+    work: Any
+    mark: Path
+
+    def open(self) -> Callable[[str], dict[str, Any]]:
+        compute = self.work.open()
+
+        def deadly(ident: str) -> dict[str, Any]:
+            killed_at(self.mark, str(os.getpid()), 3)
+            return compute(ident)
+
+        return deadly
+
+
+def fatal(task: Any, mark: Path, at: int) -> None:
+    """The worker that trains this task is killed in its update number `at`, once. `mark` has every update that was begun."""
+    loss = task.loss
+
+    def deadly(model: Any, batch: Any, step: int) -> Any:
+        killed_at(mark, str(step), at)
+        return loss(model, batch, step)
+
+    task.loss = deadly
+
+
+def killed_at(mark: Path, line: str, count: int) -> None:
+    with open(mark, "a") as file:
+        file.write(f"{line}\n")
+    if len(mark.read_text().splitlines()) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("stage", LATE)
+def test_worker_killed(copy: Path, reference: Path, small_ray: None, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL to the actor, or to the training's worker, in mid-stage: another one takes over, and the bits are the same."""
+    import ray
+
+    from seedbed.runtime.launch import RayExecutor
+
+    mark, maps, train = tmp_path / "mark", RayExecutor.map_images, RayExecutor.train
+
+    def map_images(self: RayExecutor, work: Any, ids: Any, artefact: Any, shown: Any) -> int:
+        return maps(self, Fatal(work, mark) if artefact.name == stage else work, ids, artefact, shown)
+
+    def trained(self: RayExecutor, task: Any, folder: Path, report: Any = None) -> None:
+        if folder.parent.name == stage:
+            fatal(task, mark, 4 if stage == "affinity" else 13)
+        train(self, task, folder, report)
+
+    monkeypatch.setattr(RayExecutor, "map_images", map_images)
+    monkeypatch.setattr(RayExecutor, "train", trained)
+    shutil.rmtree(copy / "stages" / stage)
+    changes = {"run.executor": "ray", "run.actors": 1, "run.commit_every": 1}
+    changes |= {f"{of}.checkpoint_seconds": 1e6 for of in ("refine.irn", "segmenter")}  # by updates alone
+    changes |= {"refine.irn.checkpoint_every": 2, "segmenter.checkpoint_every": 5}
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import a test
+    try:
+        run(whole(copy, **changes))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert digests(copy) == digests(reference)
+    lines = mark.read_text().splitlines()
+    if stage in PER_PICTURE:
+        assert lines[2] == lines[0] != lines[3], "the process that was killed went on"
+    else:
+        steps = [int(line) for line in lines]
+        begun = 4 if stage == "affinity" else 13
+        again = begun - 2 if stage == "affinity" else begun - 3  # the checkpoint before
+        assert steps[:begun] == list(range(begun)) and steps[begun] == again, "it did not go on from its checkpoint"
+
+
+@pytest.mark.parametrize("stage", ["masks", *(pytest.param(s, marks=SLOW) for s in PER_PICTURE if s != "masks")])
+def test_disk_full_in_mid_stage(copy: Path, reference: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     from seedbed.artefacts import fragments
 
-    shutil.rmtree(copy / "stages" / "masks")
+    shutil.rmtree(copy / "stages" / stage)
     write, written = fragments.write_table, []
 
     def full(path: Path, tables: Any, schema: Any) -> None:
-        if path.parent.parent.name == "masks" and len(written) >= 4:
+        if path.parent.parent.name == stage and len(written) >= 4:
             raise fragments.unwritten(path, OSError(errno.ENOSPC, "No space left on device"))
         written.append(path)
         write(path, tables, schema)
@@ -405,9 +501,10 @@ def test_disk_full_in_mid_stage(copy: Path, reference: Path, monkeypatch: pytest
         patched.setattr(fragments, "write_table", full)
         with pytest.raises(UserError, match="No space left"):
             run(whole(copy, **{"run.commit_every": 1}))
-    kept = len(list((copy / "stages" / "masks").rglob("*.arrow")))
+    kept = len(list((copy / "stages" / stage).rglob("*.arrow")))
     result = run(whole(copy))
-    assert next(s.computed for s in result.stages if s.name.startswith("masks")) == 10 - kept < 10
+    pictures = sum(m["count"] for m in find_stages(reference, stage))
+    assert sum(s.computed for s in result.stages if s.name.startswith(stage)) == pictures - kept < pictures
     assert digests(copy) == digests(reference)
 
 
