@@ -3,7 +3,8 @@
 Paper: Jonnarth et al., "High-fidelity Pseudo-labels for Boosting Weakly-Supervised Segmentation", WACV 2024, Fig. 6, Tables 4 and 5,
 section 5.5. Every trial is a whole study: SEAM with its add-ons, AffinityNet, segmenter; scored on train (fig6, 5) or val (4, gate).
 
-Command: python experiments/sweep_isl.py --data.store voc2012 --table 5 --classifier.weights resnet38.params    (or fig6, 4, gate)
+Command: python experiments/sweep_isl.py --data.store voc2012 --table 5 --classifier.weights resnet38.params    (or fig6, 4, gate;
+           seam or cam: the method without and with ISL, FSL and both, the shape of Table 6, seeds)
          python experiments/sweep_isl.py --data.store voc2012 --search optuna --trials 20 --space isl.weight=0:1 isl.samples=1:100 \
            --classifier.weights resnet38.params
 
@@ -15,6 +16,7 @@ Expected with ImageNet weights, J on train at N = 1, 5, 10, 50, 100: 61.6, 62.6,
 from typing import Any
 
 from seedbed.pipeline import ClassifierConfig, DataConfig, Experiment, RefineConfig, SeedConfig, SegmenterConfig
+from seedbed.sweeps.addon_tables import ADDON_TABLES
 from seedbed.sweeps.drive import main
 from seedbed.sweeps.isl_tables import ISL_TABLES
 from seedbed.sweeps.settings import Sweep
@@ -48,4 +50,4 @@ SMOKE = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    main(SWEEP, ISL_TABLES, SMOKE, recipe=recipe)
+    main(SWEEP, {**ISL_TABLES, **ADDON_TABLES}, SMOKE, recipe=recipe)
