@@ -279,6 +279,16 @@ def test_refinements_differ(copy: Path, reference: Path, refinement: str) -> Non
     assert affinity == {"irn", *([refinement] if refinement == "affinitynet" else [])}
 
 
+def test_weights_of_a_stage_that_is_not_reached_are_not_asked_for(tmp_path: Path) -> None:
+    """ResNet-38d's weights have to be a file: a study that ends with the seeds does not need it."""
+    from seedbed.stages import Study
+
+    changes = {"refine.method": "affinitynet", "refine.affinitynet.backbone": "resnet38", "refine.affinitynet.weights": "imagenet"}
+    Study.open(whole(tmp_path / "out", until="seed", **changes), dry=True)
+    with pytest.raises(UserError, match="can't be downloaded"):
+        Study.open(whole(tmp_path / "out", until="mask", **changes), dry=True)
+
+
 def test_until_mask_trains_no_segmenter(copy: Path) -> None:
     result = run(whole(copy, until="mask"))
     assert {r["stage"] for r in result.rows} >= {"seed", "crf", "mask"} and "segmentation" not in {r["stage"] for r in result.rows}

@@ -21,6 +21,8 @@ def check(plan: Plan, *, dry: bool = False) -> None:
     e = plan.experiment
     for method in plan.methods:
         method_class(plain(method))(*method_settings(e, method))  # what does not fit together is said by the method
+    if plan.reaches("mask") and e.refine.method == "affinitynet":
+        e.refine.affinitynet.check_used("refine.affinitynet.")
     if dry:
         return
     check_weights(plan)

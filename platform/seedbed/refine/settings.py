@@ -109,5 +109,3 @@ class RefineConfig(Settings):
         if self.method == "affinitynet" and low >= high:
             flag = f"--{prefix}alpha-low"
             raise UserError(f"{flag} is {low}, not below alpha-high, {high}", field=flag, remedy="give alpha-low < alpha-high")
-        if self.method == "affinitynet":
-            self.affinitynet.check_used(f"{prefix}affinitynet.")
