@@ -2,7 +2,8 @@
 
     python benchmarks/fsl.py [--json FILE] [--quick] [--pairs 5] [--only PART]
 
-56 x 56 are SEAM's maps at a crop of 448; batch 8 with 21 channels, of which a picture has the background and two classes, in made colors.
+56 x 56 are SEAM's maps at a crop of 448; batch 8 with 21 channels, of which a picture has the background and two classes, in made colors;
+and with all 21 filled, as the multinomial original has them.
 Both ways must give the same loss and gradient. The last row is ours alone: 128 x 128, where one matrix of all pairs of the batch would
 take 8.6 GB, which is its `reference`.
 """
@@ -29,7 +30,7 @@ BATCH, CHANNELS, PRESENT = 8, 21, 3
 MU, SIGMA, GUARD = 2.5, 5.0, 1e-5
 
 
-def made(side: int) -> tuple[Tensor, Tensor]:
+def made(side: int, present: int = PRESENT) -> tuple[Tensor, Tensor]:
     """Judgements (n, c, h, w), of which few channels are there, and colors (n, 3, h, w): smooth, with noise."""
     generator = torch.Generator().manual_seed(side)
 
@@ -38,7 +39,7 @@ def made(side: int) -> tuple[Tensor, Tensor]:
         return torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=True).clamp(0, 1)
 
     y = torch.zeros(BATCH, CHANNELS, side, side)
-    y[:, 1:PRESENT] = smooth(PRESENT - 1, 5)
+    y[:, 1:present] = smooth(present - 1, 5)
     y[:, 0] = 1 - y.amax(1)
     noise = 0.02 * torch.randn(BATCH, 3, side, side, generator=generator)
     return y, (smooth(3, 12) + noise).clamp(0, 1)
@@ -52,8 +53,8 @@ def stepped(loss: Callable[..., Tensor], y: Tensor, x: Tensor) -> tuple[float, T
     return float(value.detach()), leaf.grad
 
 
-def compared(side: int, repeats: int) -> dict[str, Any]:
-    y, x = made(side)
+def compared(work: str, side: int, present: int, repeats: int) -> dict[str, Any]:
+    y, x = made(side, present)
     found: dict[str, tuple[float, Tensor]] = {}
 
     def ours() -> None:
@@ -62,7 +63,7 @@ def compared(side: int, repeats: int) -> dict[str, Any]:
     def reference() -> None:
         found["plain"] = stepped(plain_fsl, y, x)
 
-    row = pair(f"fsl {side} x {side} batch {BATCH}", ours, reference, repeats=repeats, memory=True)
+    row = pair(work, ours, reference, repeats=repeats, memory=True)
     (value, gradient), (expected, slope) = found["ours"], found["plain"]
     off = (gradient - slope).abs().max() / slope.abs().max()
     if abs(value - expected) > 1e-4 * abs(expected) or off > 1e-3:
@@ -88,8 +89,9 @@ def alone(side: int) -> dict[str, Any]:
 
 def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     side = 20 if args.quick else 56
-    if args.only in f"fsl {side} x {side} batch {BATCH}":
-        yield compared(side, 1 if args.quick else args.pairs)
+    for present, filled in ((PRESENT, ""), (CHANNELS, ", all channels filled")):
+        if args.only in (work := f"fsl {side} x {side} batch {BATCH}{filled}"):
+            yield compared(work, side, present, 1 if args.quick else args.pairs)
     side = 32 if args.quick else 128
     if args.only in f"fsl {side} x {side} memory":
         yield alone(side)

@@ -4,7 +4,7 @@ Paper: Jonnarth et al., "High-fidelity Pseudo-labels for Boosting Weakly-Supervi
 section 5.5. Every trial is a whole study: SEAM with its add-ons, AffinityNet, segmenter; scored on train (fig6, 5) or val (4, gate).
 
 Command: python experiments/sweep_isl.py --data.store voc2012 --table 5 --classifier.weights resnet38.params    (or fig6, 4, gate;
-           seam or cam: the method without and with ISL, FSL and both, the shape of Table 6, seeds)
+           seam or cam: without and with ISL, FSL and both, the shape of Table 6, seeds)
          python experiments/sweep_isl.py --data.store voc2012 --search optuna --trials 20 --space isl.weight=0:1 isl.samples=1:100 \
            --classifier.weights resnet38.params
 
@@ -15,7 +15,7 @@ Expected with ImageNet weights, J on train at N = 1, 5, 10, 50, 100: 61.6, 62.6,
 
 from typing import Any
 
-from seedbed.pipeline import ClassifierConfig, DataConfig, Experiment, RefineConfig, SeedConfig, SegmenterConfig
+from seedbed import pipeline as s
 from seedbed.sweeps.addon_tables import ADDON_TABLES
 from seedbed.sweeps.drive import main
 from seedbed.sweeps.isl_tables import ISL_TABLES
@@ -23,14 +23,17 @@ from seedbed.sweeps.settings import Sweep
 
 SWEEP = Sweep(
     name="sweep_isl", method="seam", addons=("isl",),
-    data=DataConfig(train_split="trainaug", map_split="trainaug", companion_split="trainaug", score_split="train"),
-    classifier=ClassifierConfig.named("seam"), refine=RefineConfig.named("hfpl", method="affinitynet"),
-    scoring=SeedConfig(low=0.0, high=0.59), segmenter=SegmenterConfig.named("hfpl"),
+    data=s.DataConfig(train_split="trainaug", map_split="trainaug", companion_split="trainaug", score_split="train"),
+    classifier=s.ClassifierConfig.named("seam"), refine=s.RefineConfig.named("hfpl", method="affinitynet"),
+    scoring=s.SeedConfig(low=0.0, high=0.59), segmenter=s.SegmenterConfig.named("hfpl"),
 )  # fmt: skip
 
 
-def recipe(chosen: Experiment) -> dict[str, Any]:
-    """The three networks start from one file."""
+def recipe(chosen: s.Experiment) -> dict[str, Any]:
+    """CAM as IRN trains it, its add-ons scaled as for SIPE (Sec. 5.1), as voc_hfpl.py has it; SEAM's three networks start from one file."""
+    if isinstance(chosen, Sweep) and chosen.table == "cam":
+        scaled = {"isl": s.IslConfig.named("sipe"), "fsl": s.FslConfig.named("sipe")}
+        return {"method": "cam", "classifier": s.ClassifierConfig(), "scoring": s.SeedConfig(), **scaled}
     weights = chosen.classifier.weights if chosen.classifier.backbone == "resnet38" else "imagenet"
     return {"refine.affinitynet.weights": weights, "segmenter.weights": weights}
 

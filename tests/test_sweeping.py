@@ -208,6 +208,56 @@ def test_a_search_goes_by_one_split_of_the_segmentation(tmp_path: Path) -> None:
     assert score_of(table, {"rows": rows}) == 10.0
 
 
+def test_a_trials_counts_are_of_the_split_that_the_search_goes_by(tmp_path: Path) -> None:
+    """Else differences would be between two splits, or none."""
+    from seedbed.stages import Study
+    from seedbed.sweeps.trials import scored_stage
+
+    for splits, scored, expected in ((("train", "val"), "val", "val"), (("val", "train"), "train", "train"), (("val",), "train", "val")):
+        changes = {"data.segment_splits": splits, "data.score_split": scored}
+        driver = Driver(tiny(tmp_path / "out", until="segmentation", space=("rib.tau=0.1,0.2",), **changes), RIB_TABLES)
+        driver.open(dry=True)
+        study = Study(driver.plan("cpu")[0].experiment, driver.store, "cpu")
+        assert driver.table.split == expected
+        assert scored_stage(study, 0) == ["predictions", study.predictions_stage("rib", 0, expected).key]
+
+
+def test_early_stopping_goes_by_seeds_alone(tmp_path: Path) -> None:
+    search = {"search": "random", "trials": 2, "space": ("rib.tau=0.1:0.2",), "stop": "asha", "run.executor": "ray"}
+    Driver(tiny(tmp_path / "out", until="seed", **search), RIB_TABLES)
+    for until in ("mask", "segmentation"):
+        with pytest.raises(UserError, match=f"scored by the {until}") as caught:
+            Driver(tiny(tmp_path / "out", until=until, **search), RIB_TABLES)
+        assert caught.value.field == "--stop"
+
+
+def test_a_flag_that_changes_no_trial_is_refused(tmp_path: Path) -> None:
+    """Said of an add-on that no trial has, or of what the table sets in each; a base that the table's values are multiples of is used."""
+
+    def opened(table: str, tables: Any, **changes: Any) -> None:
+        method = "seam" if tables is ISL_TABLES else "rib"
+        Driver(tiny(tmp_path / "out", table=table, method=method, **changes), tables, tuple(changes)).open(dry=True)
+
+    for table, tables, changes in (
+        ("5c", RIB_TABLES, {"fsl.mu": 3.0}),
+        ("cam", ADDON_TABLES, {"rib.lr": 1e-5}),
+        ("5", ISL_TABLES, {"isl.samples": 50}),
+    ):
+        with pytest.raises(UserError, match="changes none of these trials") as caught:
+            opened(table, tables, **changes)
+        assert caught.value.field == f"--{next(iter(changes))}"
+    opened("5b", RIB_TABLES, **{"rib.margin": 4.0})
+    opened("cam", ADDON_TABLES, **{"isl.weight": 0.4})
+    opened("5c", RIB_TABLES, **{"rib.winograd": False})  # does not decide what comes out
+
+
+def test_a_range_of_few_values_ends(tmp_path: Path) -> None:
+    narrow = space.read_space(("isl.weight=0.2:0.2000001",), Experiment())
+    with pytest.raises(UserError, match="the grid has 1"):
+        space.draw(narrow, 5, 0)
+    assert len(space.draw(narrow, 5, 0, fewer=True)) == 1
+
+
 def test_a_table_of_one_method_does_not_ignore_another(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sets --method to cam in all its trials, and would ignore seam"):
         Driver(tiny(tmp_path / "out", method="seam", table="cam"), ADDON_TABLES, ("method",))
@@ -474,7 +524,8 @@ def test_tables_of_hfpl() -> None:
     assert four["ISL, multinomial"].printed["mIoU"] == (63.0, 0.5) and four["FSL, binomial"].printed["F"] == (43.5, 0.2)
     seam = Experiment(method="seam", refine=RefineConfig.named("hfpl", method="affinitynet"))
     alphas = {label: seam.replace(**(line.setting or {})).refinement.alphas for label, line in four.items()}
-    assert alphas == {"ISL, multinomial": (2, 4), "ISL, binomial": (1, 24), "FSL, multinomial": (2, 4), "FSL, binomial": (4, 24)}
+    assert alphas == {"ISL, multinomial": (2, 4), "ISL, binomial": (1, 24), "FSL, multinomial": (2, 4), "FSL, binomial": (1, 24)}
+    assert {seam.replace(**line.setting).refinement.alphas for line in ISL_TABLES["gate"](seam).lines if line.setting} == {(1, 24)}
     assert [line.printed["J_and_F"][0] for line in made["gate"].lines] == [55.2, 53.8]
     lambdas = [line.setting.get("isl.weight", 0.0) if line.setting else 0.0 for line in made["fig6"].lines]
     assert lambdas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] * 2

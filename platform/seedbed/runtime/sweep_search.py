@@ -39,8 +39,9 @@ class Asking(Searcher):
         self.study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
         self.rng = np.random.default_rng([seed, 0xA5C])
         for trial, score in before:
-            if score is not None:
-                self.study.add_trial(optuna.trial.create_trial(params=trial.setting, distributions=self.distributions, value=score))
+            state = optuna.trial.TrialState.PRUNED if score is None else optuna.trial.TrialState.COMPLETE
+            known = optuna.trial.create_trial(params=trial.setting, distributions=self.distributions, state=state, value=score)
+            self.study.add_trial(known)
         self.taken = {trial.key for trial, _ in before}
         self.chosen: dict[str, Trial] = {}
         """By their settings."""
@@ -82,6 +83,8 @@ class Asking(Searcher):
         score = (result or {}).get("score")
         if asked is not None and (error or score is None or not math.isfinite(score)):
             self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        elif asked is not None and (result or {}).get("share", 1) < 1:  # stopped early: its score is of some of the pictures
+            self.study.tell(asked, state=optuna.trial.TrialState.PRUNED)
         elif asked is not None:
             self.study.tell(asked, score)
 

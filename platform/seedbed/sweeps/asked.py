@@ -13,14 +13,31 @@ from seedbed.sweeps import tables
 from seedbed.sweeps.settings import Sweep
 from seedbed.sweeps.space import Choice, Setting, Space, draw, grid, setting_id, size, too_many
 from seedbed.sweeps.tables import PaperTable, TableOf
+from seedbed.sweeps.trials import scored_split
 from seedbed.types import UserError
 
+OWNERS = (*ADDONS, "rib", "seam")
+"""What the flags of add-ons and methods begin with."""
 PROBES = 64
 """Settings of an optimizer's search, which is not known before, that are looked at."""
 
 
 def chosen_table(sweep: Sweep, table_of: Mapping[str, TableOf]) -> PaperTable:
     """The paper's, or a plain one for a grid of the user's own; of a search its stage and split alone."""
+    found = _table_or_grid(sweep, table_of)
+    if sweep.stop != "none" and found.stage != "seed":
+        message = f"trials are stopped early by their seeds, and these are scored by the {found.stage}"
+        raise UserError(message, field="--stop", remedy="say --stop none, or search with --until seed")
+    return found
+
+
+def base_of(sweep: Sweep, table: PaperTable) -> Sweep:
+    """What all trials are changed from."""
+    split = {"data.score_split": table.split} if table.split and table.stage != "segmentation" else {}
+    return sweep.replace(**{"until": table.stage, "baseline": "seed", **split, **table.fixed})
+
+
+def _table_or_grid(sweep: Sweep, table_of: Mapping[str, TableOf]) -> PaperTable:
     if sweep.table:
         found = tables.named(table_of, sweep.table, sweep)
         if found.methods and sweep.method not in found.methods:
@@ -32,12 +49,6 @@ def chosen_table(sweep: Sweep, table_of: Mapping[str, TableOf]) -> PaperTable:
         raise UserError("maps have no score to go by", field="--until", remedy="say --until seed")
     base = {"method": "cam"} if sweep.method == "rib" else {}
     return PaperTable(name="", title=f"{sweep.search} search", lines=(), stage=sweep.until, split=scored_split(sweep), base=base)
-
-
-def scored_split(sweep: Sweep) -> str:
-    """The one split whose score counts: --data.score-split, of a segmentation without it the first of --data.segment-splits."""
-    splits, scored = sweep.data.segment_splits, sweep.data.score_split
-    return scored if sweep.until != "segmentation" or scored in splits or not splits else splits[0]
 
 
 def chosen_settings(sweep: Sweep, table: PaperTable, space: Space) -> list[Setting]:
@@ -83,6 +94,22 @@ def refuse_ignored(sweep: Sweep, table: PaperTable, trials: Sequence[Experiment]
             raise UserError(message, field=flag, remedy=remedy)
 
 
+def refuse_idle(sweep: Sweep, said: Iterable[str], keys_of: Callable[[Sweep], Sequence[str]]) -> None:
+    """UserError for a flag of an add-on or a method that changes nothing: no trial has it, or the table sets it in all that do.
+
+    keys_of: of a sweep, the keys of all its trials and of what they share.
+    """
+    plain, flat = type(sweep)().flat(), sweep.flat()
+    for name in said:
+        owner, _, last = name.partition(".")
+        if owner not in OWNERS or last not in getattr(sweep, owner).to_dict(only_key=True) or _same(flat[name], plain[name]):
+            continue
+        if keys_of(sweep) == keys_of(sweep.replace(**{name: plain[name]})):
+            flag = f"--{name.replace('_', '-')}"
+            message = f"{flag} {_words(flat[name])} changes none of these trials: they do not use it, or have values of their own"
+            raise UserError(message, field=flag, remedy="leave it out, or choose what uses it")
+
+
 def _same(a: Any, b: Any) -> bool:
     return a == b or (isinstance(a, float) and isinstance(b, int | float) and math.isclose(a, b, rel_tol=1e-5))
 
@@ -94,13 +121,17 @@ def _words(value: Any) -> str:
 # --- what would vary nothing ----------------------------------------------------------------------------
 
 
+def probes(space: Space) -> list[Setting]:
+    """Settings that an optimizer may choose."""
+    return draw(space, PROBES, 0, fewer=True) if space else []
+
+
 def refuse_unused(base: Experiment, space: Space, settings: Sequence[Setting], key_of: Callable[[Setting], str]) -> None:
     """UserError for a name of the space that changes the key of no trial: it would be shown as if it had an effect.
 
     A setting that some of the trials use is fine: the others share a trial. `settings`: the trials, as far as they are known.
     """
-    most = size(space)
-    settings = settings or draw(space, PROBES if most is None else min(most, PROBES), 0)
+    settings = settings or probes(space)
     found: dict[str, str | None] = {}
 
     def key(setting: Setting) -> str | None:

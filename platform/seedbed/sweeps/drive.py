@@ -78,13 +78,13 @@ class Driver:
         self.sweep = sweep
         self.table = asked.chosen_table(sweep, table_of)
         self.space = space.read_space(sweep.space, sweep) if sweep.space or sweep.search != "grid" else {}
-        split = {"data.score_split": self.table.split} if self.table.split and self.table.stage != "segmentation" else {}
-        self.base = sweep.replace(**{"until": self.table.stage, "baseline": "seed", **split, **self.table.fixed})
+        self.base = asked.base_of(sweep, self.table)
         self.shared = self.base.replace(**self.table.base)
         self.ledger = Ledger(sweep.folder())
         self.search = Search(self) if sweep.search == "optuna" else None
         self.settings = asked.chosen_settings(sweep, self.table, self.space)
         asked.refuse_ignored(sweep, self.table, [self.base.replace(**setting) for setting in self.table.settings or [{}]], said)
+        self.table_of, self.said = table_of, said
         self.refused: dict[str, UserError] = {}
         """Trials (by `setting_id`) that can't work, found before anything is started."""
         self.failed: dict[str, str] = {}
@@ -99,6 +99,7 @@ class Driver:
         self.store = self.base.open_data(dry=dry)
         if self.space:
             asked.refuse_unused(self.base, self.space, self.settings, lambda setting: self.plan("cpu", [setting])[0].key)
+        asked.refuse_idle(self.sweep, self.said, self.keys_of)
         check(Plan(self.shared, self.store, "cpu"), dry=dry)
         if self.search is not None:
             self.search.check()
@@ -107,6 +108,14 @@ class Driver:
                 self.refused[space.setting_id(trial.setting)] = error
         if self.refused and len(self.refused) == len(self.settings):
             raise next(iter(self.refused.values()))
+
+    def keys_of(self, sweep: Sweep) -> list[str]:
+        """Of a sweep over these pictures: its trials (or some that a search may choose) and what they share."""
+        table = asked.chosen_table(sweep, self.table_of)
+        base = asked.base_of(sweep, table)
+        settings = asked.chosen_settings(sweep, table, self.space) or asked.probes(self.space)
+        made = [base.replace(**table.base), *(base.replace(**setting) for setting in settings)]
+        return [trial_key(Plan(e, self.store, "cpu")) for e in made]
 
     def refusal(self, trial: Trial) -> UserError | None:
         """Why a trial can't work on these data."""

@@ -51,11 +51,14 @@ class Search:
                 raise space.too_many(d.sweep.trials, len(different))
 
     def known(self, device: str) -> list[tuple[Trial, float | None]]:
-        """What is finished, with its score, the oldest first; not what another device, or other code, has made."""
+        """What is finished, with its score, the oldest first; not what another device, or other code, has made.
+
+        None: it was stopped early, and its score is of some of the pictures.
+        """
         mine = [r for r in self.driver.ledger.all() if self.owns(r) and self.driver.lasts(r)]
         mine.sort(key=lambda r: (r.get("ended", ""), r["key"]))
         pairs = [(self.trial(device, r["searches"][self.ident]), r) for r in mine]
-        return [(t, score_of(self.driver.table, r)) for t, r in pairs if t.key == r["key"]]
+        return [(t, score_of(self.driver.table, r) if r["status"] == "finished" else None) for t, r in pairs if t.key == r["key"]]
 
     def earlier(self, device: str) -> list[Trial]:
         return [trial for trial, _ in self.known(device)]

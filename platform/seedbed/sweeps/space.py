@@ -20,6 +20,8 @@ from seedbed.types import UserError
 Setting = dict[str, Any]
 """Dotted name -> value: what one trial changes."""
 
+DRAWS = 100
+"""How often a setting is drawn for each that is wanted, before a space counts as having no more."""
 EXAMPLE = "say for instance --space rib.tau=0.2:0.6 rib.lr=1e-6:1e-4:log rib.pooling=gap,gndrp"
 
 
@@ -189,17 +191,26 @@ def every(space: Space) -> list[Setting]:
     return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def draw(space: Space, trials: int, seed: int) -> list[Setting]:
-    """Different settings, always the same for a seed: the first n of a longer search are those of a shorter one."""
+def draw(space: Space, trials: int, seed: int, *, fewer: bool = False) -> list[Setting]:
+    """Different settings, always the same for a seed: the first n of a longer search are those of a shorter one.
+
+    UserError where there are not so many; with `fewer` as many as there are.
+    """
     most = size(space)
     if most is not None and trials > most:
-        raise too_many(trials, most)
+        if not fewer:
+            raise too_many(trials, most)
+        trials = most
     rng = np.random.default_rng([seed, 0x5EED])
     found: dict[str, Setting] = {}
-    while len(found) < trials:
+    for _ in range(DRAWS * trials):  # a range of fractions has as many as its digits: how many is not known before
         setting = {name: d.draw(rng) for name, d in space.items()}
         found.setdefault(setting_id(setting), setting)
-    return list(found.values())
+        if len(found) >= trials:
+            return list(found.values())
+    if fewer:
+        return list(found.values())
+    raise too_many(trials, len(found))
 
 
 def setting_id(setting: Setting) -> str:

@@ -158,13 +158,19 @@ def run_trial(trial: Trial, report: Report | None = None) -> Record:
     return record
 
 
+def scored_split(e: Experiment) -> str:
+    """The one split whose score counts: --data.score-split, of a segmentation without it the first of --data.segment-splits."""
+    splits, scored = e.data.segment_splits, e.data.score_split
+    return scored if e.until != "segmentation" or scored in splits or not splits else splits[0]
+
+
 def scored_stage(study: Study, seed: int) -> list[str]:
     """Name and key of the artefact that holds the counts of every picture at the last scored stage."""
     method = study.method
     made = {
         "seed": study.seeds_stage,
         "mask": study.scored_stage,
-        "segmentation": lambda m, s: study.predictions_stage(m, s, next(iter(study.keys.segmented_ids))),
+        "segmentation": lambda m, s: study.predictions_stage(m, s, scored_split(study.experiment)),
     }.get(study.experiment.until)
     if made is None:
         return []

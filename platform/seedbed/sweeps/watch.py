@@ -102,6 +102,8 @@ class Watch:
 
     def _log(self, trial: Trial, record: Record, child: str) -> None:
         plain = {name: record[name] for name in ("score", "share", "seconds") if isinstance(record.get(name), int | float)}
+        if record["status"] == "stopped":  # of some of the pictures: not to be compared with a score of all
+            plain["score_so_far"] = plain.pop("score")
         self.record.log({**mean_metrics(record["rows"]), **plain}, child=child)
         self.record.end_stage(child, "FINISHED" if record["status"] == "finished" else "KILLED")
 
