@@ -175,6 +175,34 @@ def test_a_trial_that_the_driver_did_not_hear_of_belongs_to_its_search(tmp_path:
     assert not driver.search.earlier("cuda"), "made on another device"
 
 
+def test_a_trial_stopped_early_is_pruned_to_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its score is of some of the pictures: no number to compare with one of all."""
+    from optuna.trial import TrialState
+
+    from seedbed.runtime.sweep_search import Asking
+
+    driver, _ = searching(tmp_path / "out", monkeypatch, space=("rib.tau=0.2:0.6",), trials=4)
+    assert driver.search is not None
+    make = driver.search.trial
+    trial = make("cpu", {"rib.tau": 0.5})
+    Ledger(tmp_path / "out").write(
+        trial.key,
+        claimed({"status": "stopped", "setting": {"rib.tau": 0.5}, "share": 0.25, "score": 70.0, "rows": [], "ended": ""}, trial),
+    )
+    asha = Driver(driver.sweep.replace(stop="asha"), RIB_TABLES)
+    asha.open(dry=True)
+    assert asha.search is not None
+    before = asha.search.known("cpu")
+    assert [(t.key, score) for t, score in before] == [(trial.key, None)]
+    asking = Asking(driver.space, lambda setting: make("cpu", setting), before, lambda trial: True, seed=0, refusals=1)
+    for ident, last in (("a", {"score": 70.0, "share": 0.25}), ("b", {"score": 50.0, "share": 1.0})):
+        assert asking.suggest(ident)
+        asking.on_trial_complete(ident, last)
+    assert [(t.state, t.value) for t in asking.study.trials] == [
+        (TrialState.PRUNED, None), (TrialState.PRUNED, None), (TrialState.COMPLETE, 50.0),
+    ]  # fmt: skip
+
+
 def test_a_search_learns_from_what_had_its_own_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage, split and metric: another number is another search; a trial that both want belongs to both."""
     changes = {"space": ("rib.steps=2,3",), "trials": 2}
