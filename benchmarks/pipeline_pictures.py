@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seedbed.artefacts import Fragments, find_stages
+from seedbed.artefacts import Fragments, fills_labels, find_stages
 from seedbed.artefacts.records import decode_png, maps_from
 from seedbed.data import open_store
 from seedbed.methods.maps import high_res
@@ -32,7 +32,7 @@ def columns(run: Path, ident: str) -> dict[str, Any]:
     def found(stage: str, method: str, scored: bool = False) -> list[Fragments]:
         """The first random seed's artefacts come first. Predictions that are not scored are the first segmenter's, which fill labels."""
         there = [m for m in find_stages(run, stage) if m["method"] == method]
-        return [Fragments(Path(m["folder"])) for m in there if stage != "predictions" or scored == ("tolerance" in m["settings"])]
+        return [Fragments(Path(m["folder"])) for m in there if stage != "predictions" or scored != fills_labels(m["settings"])]
 
     def label_map(stage: str, column: str = "label_map", scored: bool = False) -> np.ndarray:
         content = next((records[ident][column] for records in found(stage, "rib", scored) if ident in records), None)

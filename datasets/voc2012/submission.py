@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from seedbed.__main__ import palette_of
-from seedbed.artefacts import Fragments, find_stages
+from seedbed.artefacts import Fragments, fills_labels, find_stages
 from seedbed.artefacts.records import decode_png, png
 from seedbed.data import Store, open_store
 from seedbed.data.settings import evenly
@@ -69,7 +69,7 @@ def make(run: Path, split: str, out: Path, key: str, competition: int, incomplet
 
     Raises UserError where a picture that the study asked for has no label map, unless `incomplete`.
     """
-    there = [m for m in find_stages(run, "predictions") if m["settings"]["split"] == split and "tolerance" in m["settings"]]
+    there = [m for m in find_stages(run, "predictions") if m["settings"]["split"] == split and not fills_labels(m["settings"])]
     fit = [m for m in there if m["key"].startswith(key)]
     if len(fit) != 1:
         known = ", ".join(f"{m['method']}:{m['key']}" for m in there) or "none"

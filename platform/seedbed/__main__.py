@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from seedbed.artefacts import Fragments, find_stages
+from seedbed.artefacts import Fragments, fills_labels, find_stages
 from seedbed.artefacts.records import decode_png, png
 from seedbed.study import reported_errors
 from seedbed.types import UserError
@@ -38,7 +38,7 @@ def main() -> None:
 
 def export(run: Path, stage: str, out: Path) -> int:
     """Writes the label maps of a run's stage; returns how many. Of several seeds each goes to METHOD-KEY, of one to METHOD."""
-    there = [m for m in find_stages(run, STAGES[stage]) if stage != "segmentation" or "tolerance" in m["settings"]]
+    there = [m for m in find_stages(run, STAGES[stage]) if stage != "segmentation" or not fills_labels(m["settings"])]
     if not there:
         message = f"{run} has no finished stage {STAGES[stage]!r}"
         raise UserError(message, file=run, field="--stage", remedy="run the study to that stage first")

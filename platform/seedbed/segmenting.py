@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seedbed.artefacts import Fragments, Stage
+from seedbed.artefacts import Fragments, Stage, fills_labels
 from seedbed.artefacts.records import pixels_hash
 from seedbed.label_work import Counted, Known
 from seedbed.local import ImageWork
@@ -63,7 +63,7 @@ def warn_of_background(study: Study, segmenter: Stage, predictions: Stage, metho
     records = predictions.records()
     seen = has_objects(records)
     if len(records) and not seen:
-        filled = " (they fill the open pixels of its labels)" if "truth" not in predictions.settings else ""
+        filled = " (they fill the open pixels of its labels)" if fills_labels(predictions.settings) else ""
         study.warnings.append(f"{study.label(segmenter.name, method, seed)} predicts only background in {split}{filled}")
     return seen
 

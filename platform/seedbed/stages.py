@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed import progress, provenance
-from seedbed.artefacts import Fragments, Stage
+from seedbed.artefacts import Fragments, Stage, fills_labels
 from seedbed.artefacts.records import unpack
 from seedbed.checks import check
 from seedbed.data import Store
@@ -227,9 +227,12 @@ class Study(Plan):
 
     def _take_over(self, stage: Stage, ids: list[str]) -> None:
         """Another split is scored, and most of the pictures are the same: their records are there already, of the same bits."""
-        for records in self.related(stage):
-            wanted = set(stage.pending(ids))
+        wanted = set(stage.pending(ids))
+        for records in self.related(stage) if wanted else ():
             stage.take_over(records, [i for i in records.ids() if i in wanted])
+            wanted -= set(records.ids())
+            if not wanted:
+                return  # the others' pictures need not be read
 
     def related(self, stage: Stage) -> Iterator[Fragments]:
         """Records that differ from the stage's in nothing but their pictures and scores, if the pictures are still what they were."""
@@ -261,8 +264,7 @@ class Study(Plan):
         tags = {"seedbed.kind": "stage", "seedbed.stage": name, "seedbed.key": stage.key, "seedbed.seed": str(seed)}
         if method is not None:
             tags["seedbed.method"] = method
-        fills = name == "predictions" and "tolerance" not in stage.settings  # the first segmenter's, which fill labels, are not scored
-        pictures = "filling" if fills else stage.settings.get("split")
+        pictures = "filling" if name == "predictions" and fills_labels(stage.settings) else stage.settings.get("split")
         return self.tracker.stage(" ".join(str(part) for part in (name, method, seed, pictures) if part is not None), tags)
 
     def failed(self, child: str, error: BaseException) -> None:

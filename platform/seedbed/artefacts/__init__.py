@@ -9,7 +9,7 @@ from seedbed.artefacts.files import hold, write_atomically
 from seedbed.artefacts.fragments import Fragments, Writer, column, record_hash, stage_schema
 from seedbed.artefacts.records import open_stage
 from seedbed.artefacts.schemas import LABELS, MAPS, MASKS, PREDICTIONS, SCORED, SCORED_LABELS, SEEDS, THRESHOLDS, WEIGHTS
-from seedbed.artefacts.stage import Stage, find_stages
+from seedbed.artefacts.stage import Stage, fills_labels, find_stages
 
 __all__ = [
     "LABELS",
@@ -25,6 +25,7 @@ __all__ = [
     "Stage",
     "Writer",
     "column",
+    "fills_labels",
     "find_stages",
     "hold",
     "open_stage",

@@ -205,6 +205,11 @@ def _of_the_work(settings: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in OF_PICTURES}))
 
 
+def fills_labels(settings: Mapping[str, Any]) -> bool:
+    """Of predictions: whether they are the first segmenter's, which fill labels and are not scored."""
+    return "tolerance" not in settings
+
+
 def find_stages(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
     """Manifests of the whole artefacts under an output folder, oldest first."""
     paths = sorted((Path(run) / "stages").glob(f"{stage or '*'}/*/manifest.json"), key=lambda p: p.stat().st_mtime)
