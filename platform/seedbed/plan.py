@@ -41,6 +41,7 @@ class Plan:
         self.experiment, self.store = experiment, store
         self.out = experiment.folder()
         self.keys = Keys(experiment, store, device)
+        self.only: int | None = None
         self.subset = store.info.subset or bool(experiment.data.limit or experiment.data.map_limit)
 
     @property
@@ -54,6 +55,9 @@ class Plan:
 
     @property
     def seeds(self) -> range:
+        """The random seeds that are repeated; of a part of a sweep's trial `only` its own."""
+        if self.only is not None:
+            return range(self.only, self.only + 1)
         return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
 
     def network_seed(self, seed: int) -> int:

@@ -112,7 +112,7 @@ def seam_losses(first: Branch, second: Branch, labels_nc: Tensor, settings: Seam
 
 class Seam:
     name: ClassVar[str] = "seam"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: SeamConfig | None = None, cam: CamConfig | None = None) -> None:
         self.settings = settings or SeamConfig()

@@ -66,6 +66,7 @@ def correlate(maps_nchw: Tensor, embedding_nchw: Tensor) -> Tensor:
     n, c = maps_nchw.shape[:2]
     size = embedding_nchw.shape[2:]
     maps = enlarged(maps_nchw, size).reshape(n, c, -1)
+    maps = torch.cat([maps, torch.ones_like(maps[:, :1])], 1)  # its product is the sum that all others are divided by
     directions = embedding_nchw.reshape(n, embedding_nchw.shape[1], -1)
     lengths = directions.square().sum(1, keepdim=True).clamp_min(TINY**4).sqrt()  # a tenth of the time of torch's norm over this axis
     directions = directions / (lengths + TINY)
@@ -74,8 +75,9 @@ def correlate(maps_nchw: Tensor, embedding_nchw: Tensor) -> Tensor:
     columns = []
     for part in directions.split(width, 2):
         affinity = (directions.transpose(1, 2) @ part).relu_()
+        spread = maps @ affinity
         # Dividing what is summed rather than the affinity saves two copies of it.
-        columns.append(maps @ affinity / (affinity.sum(1, keepdim=True) + TINY))
+        columns.append(spread[:, :c] / (spread[:, c:] + TINY))
     return torch.cat(columns, 2).view(n, c, *size)
 
 

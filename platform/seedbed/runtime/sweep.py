@@ -16,6 +16,7 @@ from ray import tune
 
 from seedbed.local import reason
 from seedbed.pipeline import Experiment
+from seedbed.sweeps.parts import Gathered, Hears, run_part, split
 from seedbed.sweeps.space import Setting, Space, setting_id
 from seedbed.sweeps.tables import PaperTable
 from seedbed.sweeps.trials import SHARES, Ledger, Trial, claimed, run_trial
@@ -36,16 +37,6 @@ SPARE = 1.15
 """A trial's share of a GPU is the memory that the first one took, and this much more."""
 
 
-class Hears(Protocol):
-    """What is told of each trial, in the driver, and by which table's score the trials are compared."""
-
-    table: PaperTable
-
-    def started(self, trial: Trial) -> None: ...
-
-    def ended(self, trial: Trial, last: Mapping[str, Any] | None = None, crash: str = "") -> None: ...
-
-
 class Refuses(Hears, Protocol):
     """And of those that can't work."""
 
@@ -57,12 +48,16 @@ Measured = Callable[[], tuple[int, int]]
 
 
 def run_on_tune(trials: Sequence[Trial], executor: Any, at_once: int, watch: Hears, *, measured: Measured, stop: bool) -> None:
-    """Runs these trials; on a GPU the first one alone, since what it takes of the memory says how many fit."""
+    """Runs these trials, their random seeds side by side too; on a GPU the first trial alone, since what it takes of the memory says how
+    many fit. Who stops trials early does so by their first seed: then each is one piece."""
     rest = list(trials)
     if executor.device == "cuda" and not all(measured()):
         rest.sort(key=lambda t: t.experiment.rib.batch, reverse=True)  # the largest first: the others take no more
         _tune_list(rest[:1], 1.0, 1, executor, watch, stop=stop)
         rest = rest[1:]
+    if at_once > 1 and not stop:
+        rest = split(rest)
+        watch = Gathered(watch, rest)
     if rest:
         share = gpu_of_trial(*measured(), at_once) if executor.device == "cuda" else 0.0
         _tune_list(rest, share, at_once, executor, watch, stop=stop)
@@ -76,7 +71,7 @@ def gpu_of_trial(taken: int, total: int, at_once: int) -> float:
 
 
 def _tune_list(trials: Sequence[Trial], gpu: float, at_once: int, executor: Any, watch: Hears, *, stop: bool) -> None:
-    jobs = {t.key: t for t in trials}
+    jobs = {t.ident: t for t in trials}
     _fit(
         partial(_known, jobs=jobs, table=watch.table, reporting=stop),
         {"trial": tune.grid_search([*jobs])},
@@ -183,6 +178,11 @@ def _work(trial: Trial, table: PaperTable, reporting: bool) -> dict[str, Any]:
         if share < 1:  # the last score comes with the answer
             tune.report({"score": score, "share": share, "rungs": round(share * RUNGS)})
 
+    if trial.part is not None:
+        try:
+            return {"part": run_part(trial), "score": float("nan"), "share": 1.0, "rungs": RUNGS}
+        except Exception as error:
+            return {"failed": reason(error), "score": float("nan"), "share": 0.0, "rungs": RUNGS}
     ledger = Ledger(trial.experiment.folder())
     record = ledger.read(trial.key)
     if record is None or record["status"] != "finished":

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,17 @@ class Trial:
     """The trial whose maps hold this one's (cut.py)."""
     search: str = ""
     """The optimizer's search that chose it (optimize.py)."""
+    part: int | None = None
+    """The one random seed of it that is meant (parts.py); none: all of it."""
 
     @property
     def name(self) -> str:
         return setting_text(self.setting)
+
+    @property
+    def ident(self) -> str:
+        """Of a trial, or of a part of it, among all of a call."""
+        return self.key if self.part is None else f"{self.key} {self.part}"
 
 
 def setting_text(setting: Setting) -> str:
@@ -119,38 +126,54 @@ def claimed(record: Record, trial: Trial) -> Record:
     return {**record, "searches": {**record.get("searches", {}), trial.search: trial.setting}} if trial.search else record
 
 
-def run_trial(trial: Trial, report: Report | None = None) -> Record:
+def study_of(trial: Trial, report: Report | None = None) -> tuple[Study, TrialExecutor]:
+    """The trial's study, of its one random seed where it is a part, and who does the work: this process."""
+    e = trial.experiment
+    store = e.open_data()
+    source = None if trial.cut_from is None else Plan(trial.cut_from, store, trial.device)
+    study = Study(e, store, trial.device, maps_work=None if source is None else cutting(e, source))
+    study.only, study.progress = trial.part, Progress("off")
+    return study, TrialExecutor(trial, study, report)
+
+
+@contextlib.contextmanager
+def recorded_failure(trial: Trial) -> Iterator[None]:
+    """An error is written down in the ledger before it goes on its way."""
+    try:
+        yield
+    except Exception as error:
+        Ledger(trial.experiment.folder()).fail(trial.key, reason(error), traceback.format_exc())
+        raise
+
+
+def run_trial(trial: Trial, report: Report | None = None, parts: Sequence[Mapping[str, Any]] = ()) -> Record:
     """Runs a trial to its end in this process and writes its record, or why it failed; returns the record.
 
     Everything lies in the common output folder: stages that another trial has made are found, one that it makes just now is waited for.
+    `parts`: what its random seeds took that were run apart (parts.py).
     """
-    e, began = trial.experiment, time.time()
+    e, source, began = trial.experiment, trial.cut_from, time.time()
     ledger = Ledger(e.folder())
-    try:
-        with quiet_gpu(trial.device) as memory:
-            store = e.open_data()
-            source = None if trial.cut_from is None else Plan(trial.cut_from, store, trial.device)
-            study = Study(e, store, trial.device, maps_work=None if source is None else cutting(e, source))
-            study.progress = Progress("off")
-            executor = TrialExecutor(trial, study, report)
-            rows = [r for r in study.collect(executor, NullTracker()) if r["method"] == study.method]
-            record: Record = {
-                "status": "finished",
-                "setting": trial.setting,
-                "rows": rows,
-                "ends": ends(study),
-                "over_k": {str(seed): run for seed, run in runs_over_k(study, study.method).items()},
-                "stages": [{"name": s.name, "key": s.key, "digest": s.digest, "computed": s.computed} for s in study.summaries],
-                "scored": {str(seed): scored_stage(study, seed) for seed in study.seeds},
-                "set_aside": [dict(entry) for s in study.summaries for entry in s.set_aside],
-                "cut_from": None if source is None else source.maps_stage(study.method, e.seed).key,
-                "experiment": e.key(),
-                "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            }
-    except Exception as error:
-        ledger.fail(trial.key, reason(error), traceback.format_exc())
-        raise
-    record |= {"seconds": round(time.time() - began, 3), "gpu_bytes": memory.get("bytes", 0), "gpu_total": memory.get("total", 0)}
+    with recorded_failure(trial), quiet_gpu(trial.device) as memory:
+        study, executor = study_of(trial, report)
+        rows = [r for r in study.collect(executor, NullTracker()) if r["method"] == study.method]
+        computed = {s.key: s.computed + sum(p.get("computed", {}).get(s.key, 0) for p in parts) for s in study.summaries}
+        record: Record = {
+            "status": "finished",
+            "setting": trial.setting,
+            "rows": rows,
+            "ends": ends(study),
+            "over_k": {str(seed): run for seed, run in runs_over_k(study, study.method).items()},
+            "stages": [{"name": s.name, "key": s.key, "digest": s.digest, "computed": computed[s.key]} for s in study.summaries],
+            "scored": {str(seed): scored_stage(study, seed) for seed in study.seeds},
+            "set_aside": [dict(entry) for s in study.summaries for entry in s.set_aside],
+            "cut_from": source and Plan(source, study.store, trial.device).maps_stage(study.method, e.seed).key,
+            "experiment": e.key(),
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+    record["seconds"] = round(time.time() - began + sum(p.get("seconds", 0) for p in parts), 3)
+    record["gpu_bytes"] = max(memory.get("bytes", 0), *(p.get("gpu_bytes", 0) for p in parts), 0)
+    record["gpu_total"] = max(memory.get("total", 0), *(p.get("gpu_total", 0) for p in parts), 0)
     if searches := (ledger.read(trial.key) or {}).get("searches"):
         record["searches"] = searches
     record = claimed(record, trial)
