@@ -1,10 +1,10 @@
 """HFPL's ablations: the weight of ISL, how many positions it draws, binomial against multinomial, and the gate of FSL, all on SEAM.
 
-Paper: Jonnarth et al., "High-fidelity Pseudo-labels for Boosting Weakly-Supervised Segmentation", WACV 2024, Fig. 6, Tables 4 and 5,
-section 5.5. Every trial is a whole study: SEAM with its add-ons, AffinityNet, segmenter; scored on train (fig6, 5) or val (4, gate).
+Paper: Jonnarth et al., "High-fidelity Pseudo-labels for Boosting Weakly-Supervised Segmentation", WACV 2024, Fig. 6, Tables 4, 5 and
+6, section 5.5. Every trial is a whole study: SEAM with its add-ons, AffinityNet, segmenter; scored on train (fig6, 5) or val (4, gate, 6).
 
-Command: python experiments/sweep_isl.py --data.store voc2012 --table 5 --classifier.weights resnet38.params    (or fig6, 4, gate;
-           seam or cam: without and with ISL, FSL and both, the shape of Table 6, seeds)
+Command: python experiments/sweep_isl.py --data.store voc2012 --table 5 --classifier.weights resnet38.params    (or fig6, 4, gate, 6;
+           seam or cam: the rows of Table 6, seeds alone)
          python experiments/sweep_isl.py --data.store voc2012 --search optuna --trials 20 --space isl.weight=0:1 isl.samples=1:100 \
            --classifier.weights resnet38.params
 

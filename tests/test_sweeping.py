@@ -513,7 +513,7 @@ def test_tables_of_hfpl() -> None:
     base = Sweep(name="x", method="seam", addons=("isl",), table="5")
     made = {name: make(base) for name, make in ISL_TABLES.items()}
     assert {t.stage for t in made.values()} == {"segmentation"}
-    assert {name: t.split for name, t in made.items()} == {"fig6": "train", "5": "train", "4": "val", "gate": "val"}
+    assert {name: t.split for name, t in made.items()} == {"fig6": "train", "5": "train", "4": "val", "gate": "val", "6": "val"}
     notes = {name: notes_of(SweepResult(t, [], [], {}, {}))[-2] for name, t in {**made, "5b": RIB_TABLES["5b"](base)}.items()}
     assert notes["4"].endswith("ImageNet weights, PASCAL VOC 2012 val."), "of a segmentation on val nobody chose a threshold"
     assert notes["5"].endswith("PASCAL VOC 2012 train.") and notes["5b"].endswith("PASCAL VOC 2012 train, threshold oracle.")
@@ -527,6 +527,15 @@ def test_tables_of_hfpl() -> None:
     assert alphas == {"ISL, multinomial": (2, 4), "ISL, binomial": (1, 24), "FSL, multinomial": (2, 4), "FSL, binomial": (1, 24)}
     assert {seam.replace(**line.setting).refinement.alphas for line in ISL_TABLES["gate"](seam).lines if line.setting} == {(1, 24)}
     assert [line.printed["J_and_F"][0] for line in made["gate"].lines] == [55.2, 53.8]
+    six = {line.label: line for line in made["6"].lines}
+    assert [six[name].printed["mIoU"][0] for name in ("SEAM", "SEAM+ISL", "SEAM+FSL", "SEAM+ISL+FSL")] == [63.9, 64.3, 66.9, 66.7]
+    assert six["SEAM"].setting is None and six["SEAM"].default and six["SEAM+FSL"].printed == four["FSL, binomial"].printed
+    assert {n: seam.replace(**(line.setting or {})).refinement.alphas for n, line in six.items()} == {
+        "SEAM": (4, 24),
+        "SEAM+ISL": (1, 24),
+        "SEAM+FSL": (1, 24),
+        "SEAM+ISL+FSL": (1, 24),
+    }
     lambdas = [line.setting.get("isl.weight", 0.0) if line.setting else 0.0 for line in made["fig6"].lines]
     assert lambdas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] * 2
     for table in made.values():

@@ -1,8 +1,8 @@
-"""The tables of HFPL's ablations (Jonnarth et al. 2024, section 5.5): Fig. 6, Tables 4 and 5, and the choice of the gate.
+"""The tables of HFPL's ablations (Jonnarth et al. 2024, section 5.5): Fig. 6, Tables 4, 5 and 6, and the choice of the gate.
 
 All on SEAM, whose numbers they print and whose scores the multinomial form needs, and all of the final segmentation. AffinityNet's alphas
 go with the loss, as Sec. 5.1 and 5.5 set them: 4 and 24 without ISL, 1 and 24 with the binomial one, 2 and 4 with the multinomial one. Of
-Table 4 and the gates, 1 and 24 with the binomial FSL, too (Sec. 5.5).
+Tables 4 and 6 and the gates, 1 and 24 with the binomial FSL, too (Sec. 5.5).
 """
 
 from __future__ import annotations
@@ -84,6 +84,22 @@ def gates(base: Experiment) -> PaperTable:
     return _table("gate", "Gate of FSL (HFPL, section 5.5)", lines, "val", "", "HFPL, section 5.5", note)
 
 
+def combinations(base: Experiment) -> PaperTable:
+    """Table 6, the rows of SEAM on ResNet-38d; that of ISL and FSL together stands in Table 2."""
+
+    def row(label: str, setting: Setting | None, table: str = "hfpl_table6", method: str = "") -> Line:
+        value = printed(table, method=method or label, split="val", backbone="Res38")
+        return Line(label, setting, "" if setting is not None else base.method, printed=value, default=setting is None)
+
+    lines = [
+        row("SEAM", None),
+        row("SEAM+ISL", _trained("isl")),
+        row("SEAM+FSL", _trained("fsl", **BINOMIAL)),
+        row("SEAM+ISL+FSL", _trained("isl", "fsl"), "hfpl_table2", "SEAM+ISL/FSL"),
+    ]
+    return _table("6", "Without and with ISL and FSL (HFPL, Table 6)", lines, "val", "", "hfpl_table6; of both hfpl_table2")
+
+
 def _table(name: str, title: str, lines: list[Line], split: str, axis: str, source: str, note: str = "") -> PaperTable:
     return PaperTable(
         name=name,
@@ -101,4 +117,4 @@ def _table(name: str, title: str, lines: list[Line], split: str, axis: str, sour
     )
 
 
-ISL_TABLES: dict[str, TableOf] = {"fig6": weights, "5": samples, "4": posteriors, "gate": gates}
+ISL_TABLES: dict[str, TableOf] = {"fig6": weights, "5": samples, "4": posteriors, "gate": gates, "6": combinations}
