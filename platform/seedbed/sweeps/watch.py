@@ -48,9 +48,9 @@ class Watch:
             self.ledger.write(trial.key, record)
             self.computed.append(trial.key)
             self._log(trial, record, child)
-            if self.line is not None:
-                self.line.advance()
         self._say()
+        if record is not None and self.line is not None:
+            self.line.advance()
 
     def _left(self, trial: Trial, last: Mapping[str, Any], crash: str) -> Record | None:
         """The record to keep; None where the trial failed."""
