@@ -21,7 +21,7 @@ SWEEP = ShapesSweep(
         batch_scales=(0.75, 1.0, 1.3333), validate="end", transform=s.TrainTransform(resize_low=0, resize_high=0, crop=96, brightness=0.2),
     ),
     cam=s.CamConfig(scales=(1.0, 0.5, 1.5)),
-    rib=s.RibConfig(lr=2e-4, margin=120.0, batch=4, loss_scales=(1.0, 1.5), snapshots=True),  # as Fig. 5 has them: it shares the tables' runs
+    rib=s.RibConfig(lr=2e-4, margin=120.0, batch=4, loss_scales=(1.0, 1.5), snapshots=True),  # Fig. 5 shares the tables' runs
     scoring=s.SeedConfig(low=0.02, high=0.5, step=0.02),
 )  # fmt: skip
 SMOKE = {"seeds": 1, "shapes.train": 120, "shapes.val": 40, "classifier.epochs": 4, "data.map_limit": 12, "rib.steps": 4}
