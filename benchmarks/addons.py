@@ -1,13 +1,16 @@
 """What ISL and FSL add to a training step: CAM and SEAM on ResNet-50 with both, beside the same step without.
 
 One step is loss and gradients of a batch of real size for a CPU (4 crops of 224); ratio above 1 means that add-ons cost nothing,
-0.91 that a step takes a tenth longer.
+0.91 that a step takes a tenth longer. Since steps scatter by more than that, rows named `alone` measure what is added by itself: the
+add-ons' forward and backward pass down to the scores that the method hands over, with the method's whole step beside it; a ratio of 100
+means that they add a hundredth.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +43,25 @@ def step(method: Any, model: torch.nn.Module, given: Batch, addons: list[Any]) -
     return run
 
 
+def alone(method: Any, model: torch.nn.Module, given: Batch, addons: list[Any]) -> Callable[[], None]:
+    """What add-ons do of a step: from the method's terms and scores to the gradients by them."""
+
+    def leaf(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.detach().requires_grad_()
+
+    made = method.loss(model, given, 0)
+    scores = {name: leaf(getattr(made, name)) for name in ("logits_nchw", "background_n1hw", "pooled_nc")}
+    handed = replace(made, losses={name: leaf(term) for name, term in made.losses.items()}, **scores)
+
+    def run() -> None:
+        out = handed
+        for addon in addons:
+            out = addon(out, given, 0, 0)
+        torch.stack(list(out.losses.values())).sum().backward()
+
+    return run
+
+
 def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     backbone, side, count = ("small", 64, 2) if args.quick else (args.backbone, 224, 4)
     given = batch(side, count)
@@ -49,11 +71,13 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model: Any = build_for(name, backbone, CLASSES)
         model.freeze_statistics(True).train()
         for added in (("isl",), ("fsl",), tuple(ADDONS)):
-            work = f"{name}+{'+'.join(added)} step, {backbone}"
-            if args.only in work:
-                made = [addon_class(a)() for a in added]
-                plain, changed = step(method, model, given, []), step(method, model, given, made)
-                yield pair(work, changed, plain, repeats=1 if args.quick else args.pairs, memory=True)
+            label = f"{name}+{'+'.join(added)}"
+            made, plain = [addon_class(a)() for a in added], step(method, model, given, [])
+            repeats = 1 if args.quick else args.pairs
+            if args.only in (work := f"{label} step, {backbone}"):
+                yield pair(work, step(method, model, given, made), plain, repeats=repeats, memory=True)
+            if args.only in (work := f"{label} alone, {backbone}"):
+                yield pair(work, alone(method, model, given, made), plain, repeats=repeats)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from seedbed.sweeps.addon_tables import ADDON_TABLES
 from seedbed.sweeps.drive import main
 from seedbed.sweeps.isl_tables import ISL_TABLES
 from seedbed.sweeps.settings import Sweep
+from seedbed.sweeps.tables import plain_name
 
 SWEEP = Sweep(
     name="sweep_isl", method="seam", addons=("isl",),
@@ -30,10 +31,14 @@ SWEEP = Sweep(
 
 
 def recipe(chosen: s.Experiment) -> dict[str, Any]:
-    """CAM as IRN trains it, its add-ons scaled as for SIPE (Sec. 5.1), as voc_hfpl.py has it; SEAM's three networks start from one file."""
-    if isinstance(chosen, Sweep) and chosen.table == "cam":
-        scaled = {"isl": s.IslConfig.named("sipe"), "fsl": s.FslConfig.named("sipe")}
-        return {"method": "cam", "classifier": s.ClassifierConfig(), "scoring": s.SeedConfig(), **scaled}
+    """As voc_hfpl.py has it: CAM and RIB as IRN trains and refines them, their add-ons scaled as for SIPE (Sec. 5.1); SEAM's three networks
+    start from one file."""
+    method = "cam" if isinstance(chosen, Sweep) and plain_name(chosen.table) == "cam" else chosen.method
+    if method != "seam":
+        return {
+            "method": method, "classifier": s.ClassifierConfig(), "refine": s.RefineConfig(), "segmenter": s.SegmenterConfig(),
+            "scoring": s.SeedConfig(), "isl": s.IslConfig.named("sipe"), "fsl": s.FslConfig.named("sipe"),
+        }  # fmt: skip
     weights = chosen.classifier.weights if chosen.classifier.backbone == "resnet38" else "imagenet"
     return {"refine.affinitynet.weights": weights, "segmenter.weights": weights}
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +134,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from test_artefacts import record, stage
 from pathlib import Path
+from typing import Any
 s = stage(Path({out!r}))
 with s.writer(5) as writer:
     for i in range(10**6):
@@ -231,6 +233,24 @@ def test_open_stage_lists_what_there_is(tmp_path: Path) -> None:
         open_stage(tmp_path, "maps")
     assert "cam:k1" in caught.value.remedy and "rib:k2" in caught.value.remedy
     assert len(find_stages(tmp_path)) == 2
+
+
+def test_a_stage_that_another_process_is_just_finishing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest is there, and a fragment goes away between the look at the folder and the look into the file."""
+    s = stage(tmp_path)
+    with s.writer() as writer:
+        writer.add(record(1))
+    s.finish(computed=1, seconds=0)
+    works, looked = Stage.records, []
+
+    def records(self: Stage) -> Any:
+        looked.append(1)
+        if len(looked) == 1:
+            raise FileNotFoundError(2, "gone", "fragment-0.arrow")
+        return works(self)
+
+    monkeypatch.setattr(Stage, "records", records)
+    assert s.found()["count"] == 1 and len(looked) == 2 and s.manifest is not None
 
 
 def test_a_finished_stage_that_lost_records_is_whole_no_more(tmp_path: Path) -> None:

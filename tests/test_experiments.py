@@ -14,7 +14,7 @@ import pytest
 
 from seedbed.addons import addon_class
 from seedbed.methods import method_class
-from seedbed.pipeline import Experiment, ShapesExperiment
+from seedbed.pipeline import Experiment, RefineConfig, ShapesExperiment
 from seedbed.study import parse
 from seedbed.types import UserError
 
@@ -90,6 +90,29 @@ def test_networks_of_seam_start_from_one_file() -> None:
     assert study.classifier.weights == study.refine.affinitynet.weights == study.segmenter.weights == "resnet38.params"
     other = chosen("--classifier.weights", "resnet38.params", "--segmenter.weights", "later.pth")
     assert (other.refine.affinitynet.weights, other.segmenter.weights) == ("resnet38.params", "later.pth")
+
+
+def of_sweep(name: str, *arguments: str) -> Experiment:
+    said = runpy.run_path(str(FOLDER / f"{name}.py"))
+    return parse(said["SWEEP"], {}, arguments, said["recipe"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--table", "cam"), ("--table", "(CAM)"), ("--method", "cam", "--space", "isl.weight=0.1,0.2")], ids=str
+)
+def test_a_sweep_has_the_recipe_of_its_method(arguments: tuple[str, ...]) -> None:
+    """That of voc_hfpl, however the table is spelled; and SEAM's for its own."""
+    sweep, study = of_sweep("sweep_isl", *arguments), chosen("--method", "cam", "--addons", "isl")
+    assert (sweep.method, sweep.isl, sweep.fsl, sweep.classifier.preset) == ("cam", study.isl, study.fsl, study.classifier.preset)
+    assert (sweep.fsl.upsample, sweep.isl.scale) == (2, 0.1) and sweep.refine == RefineConfig()
+    seam = of_sweep("sweep_isl", "--table", "SEAM", "--classifier.weights", "w.params")
+    assert (seam.method, seam.fsl.upsample, seam.segmenter.weights) == ("seam", 1, "w.params")
+
+
+@pytest.mark.parametrize(("spelled", "epochs"), [("seam", 5), ("SEAM", 5), ("cam", 7)])
+def test_seams_table_on_shapes_is_shorter(spelled: str, epochs: int) -> None:
+    assert of_sweep("shapes_hfpl", "--table", spelled).classifier.epochs == epochs
+    assert of_sweep("shapes_hfpl", "--table", spelled, "--classifier.epochs", "3").classifier.epochs == 3, "what is said stands"
 
 
 @pytest.mark.parametrize("method", ["cam", "rib"])

@@ -275,6 +275,13 @@ def test_papers_are_gathered_by_method_with_their_doubts(study: StudyResult) -> 
     assert set(published.doubts(papers)) == {"rib_table1", "rib_table6"}
 
 
+def test_only_seeds_have_a_threshold_that_is_an_oracle() -> None:
+    rows = [*papers.rows("hfpl_table2", method="SEAM", split="val"), *papers.rows("hfpl_table1", method="SEAM+ISL/FSL")]
+    protocols = {p.stage: p.protocol for p in published.paper_rows(rows, "voc2012")}
+    assert "oracle" not in protocols["segmentation"] and "absent classes zero" in protocols["segmentation"]
+    assert "threshold oracle (grid 0 to 0.59" in protocols["seed"]
+
+
 def test_papers_of_another_dataset_are_left_out_where_ours_is_there() -> None:
     coco = {**PAPER_ROWS[1], "dataset": "MS COCO 2014", "value": 36.5}
     assert [p.values["mIoU"][0] for p in published.paper_rows([coco, PAPER_ROWS[1]], "voc2012")] == [56.5]

@@ -18,11 +18,12 @@ from seedbed.study import run as run_study
 from seedbed.sweeps import space
 from seedbed.sweeps.addon_tables import ADDON_TABLES
 from seedbed.sweeps.cut import free_settings, share_runs
+from seedbed.sweeps.differences import reference_lines
 from seedbed.sweeps.drive import Driver, absolute, explain, main, run
 from seedbed.sweeps.isl_tables import ISL_TABLES
 from seedbed.sweeps.rib_tables import RIB_TABLES
 from seedbed.sweeps.settings import ShapesSweep, Sweep
-from seedbed.sweeps.tables import SweepResult, named, printed
+from seedbed.sweeps.tables import Line, PaperTable, SweepResult, named, printed
 from seedbed.sweeps.trials import setting_text
 from seedbed.sweeps.view import notes_of
 from seedbed.sweeps.watch import score_of
@@ -111,6 +112,8 @@ def test_fig5_under_a_constant_rate_has_every_k() -> None:
         ({"search": "random", "trials": 4, "space": ("{rib",)}, "JSON"),
         ({"search": "random", "trials": 2, "space": ("rib.momentum=abc,0.9",)}, "it takes float or none"),
         ({"search": "random", "trials": 2, "space": ("rib.snapshots=0.1:0.9",)}, "no range"),
+        ({"space": ('{"rib.tau": []}',)}, "no values for rib.tau"),
+        ({"search": "random", "trials": 3, "space": ('{"rib.tau": []}',)}, "no values for rib.tau"),
         ({"search": "random", "trials": 2, "space": ("rib.steps=2.2:2.8",)}, "no range"),
         ({"search": "random", "trials": 2, "space": ("run.actors=1,2",)}, "no trial's result depends on it"),
         ({"search": "random", "trials": 2, "space": ("until=seed,maps",)}, "no trial's result depends on it"),
@@ -510,7 +513,7 @@ def test_paths_are_absolute_for_other_processes(tmp_path: Path, monkeypatch: pyt
 
 def test_tables_of_hfpl() -> None:
     """Grids, printed values, stage and split; SEAM's alphas go with the loss."""
-    base = Sweep(name="x", method="seam", addons=("isl",), table="5")
+    base = Sweep(name="x", method="seam", addons=("isl",), table="5", refine=RefineConfig.named("hfpl", method="affinitynet"))
     made = {name: make(base) for name, make in ISL_TABLES.items()}
     assert {t.stage for t in made.values()} == {"segmentation"}
     assert {name: t.split for name, t in made.items()} == {"fig6": "train", "5": "train", "4": "val", "gate": "val", "6": "val"}
@@ -536,11 +539,41 @@ def test_tables_of_hfpl() -> None:
         "SEAM+FSL": (1, 24),
         "SEAM+ISL+FSL": (1, 24),
     }
+    with_fsl = [line.setting for line in made["fig6"].lines if line.setting and "fsl" in line.setting["addons"]]
+    both = [seam.replace(**setting).refinement.alphas for setting in with_fsl]
+    assert both == [(1, 24)] * 6, "one curve, one refinement"
+    said = base.replace(**{"refine.alpha_low": 3.0})
+    for name in ("4", "6", "gate", "fig6"):
+        rows = [said.replace(**(line.setting or {})).refinement.alphas[0] for line in ISL_TABLES[name](said).lines]
+        assert set(rows) == {3.0}, "what is said counts in every row"
     lambdas = [line.setting.get("isl.weight", 0.0) if line.setting else 0.0 for line in made["fig6"].lines]
     assert lambdas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] * 2
     for table in made.values():
         for line in table.lines:
             base.replace(**{**table.base, **(line.setting or {})}).check()
+
+
+def test_every_loss_of_table_4_has_its_own_reference() -> None:
+    """Multinomial against binomial: ISL's rows are not compared with FSL's."""
+    lines = ISL_TABLES["4"](Sweep(name="x", method="seam", table="4")).lines
+    references = reference_lines(SweepResult(PaperTable("4", "4", lines), [], [], {}, {}))
+    assert [(line.label, line.group) for line in references] == [("ISL, binomial", "ISL"), ("FSL, binomial", "FSL")]
+    assert {line.group for line in lines} == {"ISL", "FSL"}
+
+
+def test_rows_are_compared_within_their_group(tmp_path: Path) -> None:
+    def groups(base: Experiment) -> PaperTable:
+        lines = [
+            Line(f"lr {lr}", {"rib.lr": lr}, group=g, default=d)
+            for lr, g, d in ((1e-3, "a", True), (2e-3, "a", False), (3e-3, "b", True), (4e-3, "b", False))
+        ]
+        return PaperTable("groups", "groups", tuple(lines))
+
+    run(tiny(tmp_path / "out", table="groups", **{"data.limit": 6}), {"groups": groups})
+    paired = json.loads((tmp_path / "out" / "scores.json").read_text())["paired"]
+    assert {(d["first"]["label"], d["second"]["label"]) for d in paired} == {("lr 0.001", "lr 0.002"), ("lr 0.003", "lr 0.004")}
+    rows = {r["label"]: r["reference"] for r in csv.DictReader((tmp_path / "out" / "table_groups.csv").read_text().splitlines())}
+    assert [rows[f"lr 0.00{n}"] for n in (1, 2, 3, 4)] == ["lr 0.001", "lr 0.001", "lr 0.003", "lr 0.003"]
 
 
 def test_addons_on_a_method_one_table_each() -> None:

@@ -121,7 +121,12 @@ class Stage:
         """
         manifest = self.manifest
         assert manifest is not None
-        if len(self.records()) != manifest["count"]:
+        try:
+            count = len(self.records())
+        except FileNotFoundError:  # another process is just finishing it and puts its fragments away
+            with self.alone():
+                count = len(self.records())
+        if count != manifest["count"]:
             for aside in manifest["set_aside"]:
                 self.set_aside(aside["id"], aside["reason"])
             (self.folder / "manifest.json").unlink()

@@ -58,6 +58,8 @@ class SweepRow:
     pictures: Sequence[int] = ()
     """Pictures that the score of each random seed counts."""
     setting: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    """Label of the row that it is compared with, or its own."""
     x: float | None = None
     """Place along the figure's axis, where the setting does not say it."""
     group: str = ""

@@ -61,7 +61,7 @@ def sweep(study: StudyResult, drawn: Sequence[Mapping[str, Any]]) -> dict[str, A
             reached += f" ({fewer})"
         if metric in best.paired:
             apart, low, high = (summary.Value(best.paired[metric][name]).text(sign=True) for name in ("difference", "low", "high"))
-            reached += f"; {apart} points from “{study.sweep.reference}” (95 % interval {low} to {high})"
+            reached += f"; {apart} points from “{best.reference or study.sweep.reference}” (95 % interval {low} to {high})"
         reached += "."
     return {
         "title": study.sweep.title,

@@ -103,7 +103,7 @@ def _wide(columns: Sequence[Column]) -> int:
 
 
 def _label(sweep: SweepTable, row: SweepRow) -> str:
-    return row.label + (" *" if row.label == sweep.reference else "")
+    return row.label + (" *" if row.label == (row.reference or sweep.reference) else "")
 
 
 def number(value: tuple[float, float | None] | None, digits: int) -> str:

@@ -40,7 +40,7 @@ def conclude(driver: Driver, base: Study, result: SweepResult, began: float, tra
     csv_path = write_csv(out / f"table_{table.name or driver.sweep.search}.csv", view)
     shown = replace(
         results.gathered(base, [*plain, *repetition_rows(plain)], began),
-        experiment=driver.base,
+        experiment=driver.shared,
         sweep=view,
         warnings=[*base.warnings, *weights_warnings(result.rows), *trial_warnings(base, result)],
     )
@@ -75,7 +75,7 @@ def best_metrics(driver: Driver, result: SweepResult) -> dict[str, float]:
 def write_run_record(driver: Driver, base: Study, began: float, status: str, failure: BaseException | None) -> None:
     """run.json of a sweep: the base's settings, the shared stages, and the trials by key."""
     record = results.run_record(base, began, status, failure)
-    e = driver.base
+    e = driver.shared
     trials = {key: {"setting": r["setting"], "status": r["status"], "seconds": r.get("seconds")} for key, r in driver.records.items()}
     record |= {"name": e.name, "settings": e.to_dict(), "key": e.key(), "trials": trials, "failed": driver.failed}
     aside = any(s.set_aside for s in base.summaries) or any(r.get("set_aside") for r in driver.records.values())

@@ -42,9 +42,9 @@ def split_of(driver: Driver, base: Study) -> str:
 
 
 def reference_lines(result: SweepResult) -> list[Line]:
-    """The paper's own setting; of a search the base."""
+    """The paper's own setting, one of each group of rows; of a search the base."""
     lines = [line for line in result.table.lines if line.default] or [line for line in result.table.lines if line.setting is None]
-    return lines[:1]
+    return list({line.group: line for line in reversed(lines)}.values())[::-1]
 
 
 def differences(driver: Driver, base: Study, result: SweepResult) -> list[Difference]:
@@ -60,7 +60,7 @@ def differences(driver: Driver, base: Study, result: SweepResult) -> list[Differ
     for reference in reference_lines(result) if metrics else ():
         first = counts(reference)
         for line in result.table.lines:
-            second = counts(line) if line is not reference and first else []
+            second = counts(line) if line is not reference and line.group == reference.group and first else []
             runs = list(zip(first, second, strict=True)) if len(first) == len(second) else []
             if runs and set.intersection(*(set(side) for run in runs for side in run)):
                 of = paired_over_seeds(runs, absent=scoring.absent(base.subset), metrics=metrics)

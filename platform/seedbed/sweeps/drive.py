@@ -195,11 +195,11 @@ class Driver:
 
     def start(self, record: Tracker) -> None:
         """Begins the sweep's own run in the tracker."""
-        s, key = self.sweep, self.base.key()
+        s, e, key = self.sweep, self.shared, self.shared.key()
         name = s.run.name or f"{s.name} {self.table.name or s.search} {key[:8]}"
-        tags = {"seedbed.kind": "study", "seedbed.key": key, "seedbed.method": self.base.labels[-1], "seedbed.seed": str(s.seed)}
+        tags = {"seedbed.kind": "study", "seedbed.key": key, "seedbed.method": e.labels[-1], "seedbed.seed": str(s.seed)}
         varied = {"table": self.table.name, "search": s.search, "trials": len(self.settings) or s.trials, "space": " ".join(s.space)}
-        record.start(s.name, name, {**self.base.flat(), **varied}, {**tags, "seedbed.table": self.table.name})
+        record.start(s.name, name, {**e.flat(), **varied}, {**tags, "seedbed.table": self.table.name})
 
     def at_once(self, executor: Any) -> int:
         """Trials side by side on CPUs: of a cluster its own, else this machine's."""

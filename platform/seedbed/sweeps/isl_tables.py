@@ -1,8 +1,8 @@
 """The tables of HFPL's ablations (Jonnarth et al. 2024, section 5.5): Fig. 6, Tables 4, 5 and 6, and the choice of the gate.
 
 All on SEAM, whose numbers they print and whose scores the multinomial form needs, and all of the final segmentation. AffinityNet's alphas
-go with the loss, as Sec. 5.1 and 5.5 set them: 4 and 24 without ISL, 1 and 24 with the binomial one, 2 and 4 with the multinomial one. Of
-Tables 4 and 6 and the gates, 1 and 24 with the binomial FSL, too (Sec. 5.5).
+go with the loss, as Sec. 5.1 and 5.5 set them: 4 and 24 without ISL, 1 and 24 with the binomial one, 2 and 4 with the multinomial one; here
+1 and 24 with the binomial FSL, too (Sec. 5.5). Alphas that are said count in every row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from seedbed.sweeps.tables import Line, PaperTable, TableOf, printed
 METRICS = ("mIoU", "F", "J_and_F")
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SAMPLES = (1, 5, 10, 50, 100)
-BINOMIAL = {"refine__alpha_low": 1.0, "refine__alpha_high": 24.0}
+
+
+def _with_fsl(base: Experiment) -> dict[str, object]:
+    """AffinityNet's alphas with the binomial FSL, as far as the base leaves them to the loss."""
+    alphas = {"alpha_low": 1.0, "alpha_high": 24.0}
+    return {f"refine__{name}": value for name, value in alphas.items() if getattr(base.refine, name) is None}
 
 
 def _trained(*addons: str, **settings: object) -> Setting:
@@ -35,7 +40,7 @@ def weights(base: Experiment) -> PaperTable:
             if weight == 0 and not fsl:
                 lines.append(Line(label, None, base.method, x=0.0, curve=curve))
             elif weight == 0:
-                lines.append(Line(label, _trained("fsl"), x=0.0, curve=curve))
+                lines.append(Line(label, _trained("fsl", **_with_fsl(base)), x=0.0, curve=curve))
             else:
                 setting = _trained("isl", *fsl, isl__weight=weight)
                 value = at_one if weight == 1 and not fsl else {}
@@ -61,14 +66,14 @@ def posteriors(base: Experiment) -> PaperTable:
 
     def row(name: str, posterior: str, label: str, setting: Setting) -> Line:
         value = printed("hfpl_table4", method=f"SEAM+{name}", note=f"posterior={posterior}")
-        return Line(f"{name}, {label}", setting, printed=value, default=label == "binomial")
+        return Line(f"{name}, {label}", setting, printed=value, default=label == "binomial", group=name)
 
     first, second = "Multinomial ([19])", "Binomial (proposed)"
     lines = [
         row("ISL", first, "multinomial", _trained("isl", isl__weight=0.6, isl__posterior="multinomial")),
         row("ISL", second, "binomial", _trained("isl", isl__weight=0.2, isl__posterior="binomial")),
         row("FSL", first, "multinomial", _trained("fsl", fsl__gate="a", fsl__learned=True, fsl__classes="all")),
-        row("FSL", second, "binomial", _trained("fsl", fsl__gate="r", fsl__learned=False, **BINOMIAL)),
+        row("FSL", second, "binomial", _trained("fsl", fsl__gate="r", fsl__learned=False, **_with_fsl(base))),
     ]
     return _table("4", "Binomial and multinomial posterior (HFPL, Table 4)", lines, "val", "", "hfpl_table4")
 
@@ -77,7 +82,7 @@ def gates(base: Experiment) -> PaperTable:
     """Section 5.5: what FSL's gate looks at, the max-normalized map r or the posterior b."""
     names = {"r": "gating function g on max-normalized CAM r", "b": "gating function g on posterior b"}
     lines = [
-        Line(f"gate {gate}", _trained("fsl", fsl__gate=gate, **BINOMIAL), printed=printed("claims", note=note), default=gate == "r")
+        Line(f"gate {gate}", _trained("fsl", fsl__gate=gate, **_with_fsl(base)), printed=printed("claims", note=note), default=gate == "r")
         for gate, note in names.items()
     ]
     note = "HFPL's section 5.5 does not print the split of the two gates' scores; val is inferred from Table 4"
@@ -94,7 +99,7 @@ def combinations(base: Experiment) -> PaperTable:
     lines = [
         row("SEAM", None),
         row("SEAM+ISL", _trained("isl")),
-        row("SEAM+FSL", _trained("fsl", **BINOMIAL)),
+        row("SEAM+FSL", _trained("fsl", **_with_fsl(base))),
         row("SEAM+ISL+FSL", _trained("isl", "fsl"), "hfpl_table2", "SEAM+ISL/FSL"),
     ]
     return _table("6", "Without and with ISL and FSL (HFPL, Table 6)", lines, "val", "", "hfpl_table6; of both hfpl_table2")

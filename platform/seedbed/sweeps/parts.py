@@ -16,7 +16,8 @@ from seedbed.sweeps.trials import Ledger, Trial, quiet_gpu, recorded_failure, ru
 class Hears(Protocol):
     """What is told of each trial, in the driver, and by which table's score the trials are compared."""
 
-    table: PaperTable
+    @property
+    def table(self) -> PaperTable: ...
 
     def started(self, trial: Trial) -> None: ...
 

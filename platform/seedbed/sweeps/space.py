@@ -117,6 +117,8 @@ def _dimension(name: str, given: Any, hint: Any) -> Range | Choice:
         raise UserError(f"--space can't vary {name}, which is a list", field="--space", remedy="run one study for each of its values")
     if isinstance(given, str) and ":" in given:
         return _range(name, given, whole=float not in kinds, of_numbers=bool(kinds & {int, float}))
+    if given in ([], {}, ""):
+        raise UserError(f"--space gives no values for {name}", field="--space", remedy=EXAMPLE)
     options = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else [given]
     return Choice(tuple(dict.fromkeys(_of_kind(name, option, hint) for option in options)))
 

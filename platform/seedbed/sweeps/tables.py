@@ -35,6 +35,8 @@ class Line:
     """Place along the figure's axis, where the setting does not say it."""
     curve: str = ""
     """Name of the figure's curve that the row is a point of; empty: its other settings name it."""
+    group: str = ""
+    """Rows are compared with the default row of their own group."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,14 @@ class SweepResult:
 TableOf = Callable[[Experiment], PaperTable]
 
 
+def plain_name(name: str) -> str:
+    """A table's name in whatever spelling -> letters and digits alone."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
 def named(tables: Mapping[str, TableOf], name: str, base: Experiment) -> PaperTable:
     """The table by its name as printed: 5a, 5(a), Fig. 5; UserError lists those there are."""
-    plain = "".join(c for c in name.lower() if c.isalnum())
-    found = next((make for known, make in tables.items() if known.lower() == plain), None)
+    found = next((make for known, make in tables.items() if plain_name(known) == plain_name(name)), None)
     if found is None:
         raise UserError(f"there is no table {name!r} in this sweep", field="--table", remedy=f"choose one of {', '.join(tables)}")
     return found(base)

@@ -41,7 +41,7 @@ def table_of(driver: Driver, base: Study, result: SweepResult, differences: list
         split=split,
         metrics=table.metrics,
         rows=[*rows, *_without_network(base, result, split)],
-        reference=next((line.label for line in reference_lines(result)), ""),
+        reference=" and ".join(line.label for line in reference_lines(result)),
         axis=table.axis,
         axis_name=table.axis_name,
         figure_metric=table.figure_metric,
@@ -68,6 +68,7 @@ def _row(driver: Driver, base: Study, result: SweepResult, line: Line, split: st
         setting=line.setting or {},
         x=line.x,
         group=line.curve,
+        reference=next((r.label for r in reference_lines(result) if r.group == line.group), ""),
         curve=[statistics.fmean(values) for values in zip(*curves, strict=True)],
         state="base" if trial is None else state_of(trial, record, result),
         seconds=None if record is None else record.get("seconds"),
@@ -145,7 +146,7 @@ def write_csv(path: Path, view: SweepTable) -> Path:
                     "table": view.name, "label": row.label, "kind": row.kind, "setting": json.dumps(row.setting), "stage": view.stage,
                     "split": view.split, "metric": metric, "value": value, "std": std, "pictures": min(row.pictures, default=""),
                     "printed": printed, "printed_std": printed_std, **{n: paired.get(n, "") for n in ("difference", "low", "high")},
-                    "paired_pictures": paired.get("pictures", ""), "reference": view.reference, "state": row.state,
+                    "paired_pictures": paired.get("pictures", ""), "reference": row.reference or view.reference, "state": row.state,
                 }
             )  # fmt: skip
     write_atomically(path, sink.getvalue().encode())
