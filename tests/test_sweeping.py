@@ -421,6 +421,21 @@ def test_a_trial_of_another_table_is_shared(reference: Path, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_a_figure_finds_the_trials_of_a_table(tmp_path: Path) -> None:
+    """Fig. 5 names the steps where Table 5(c) does not: the same trials under other settings."""
+    out, changes = tmp_path / "out", {"data.limit": 6, "rib.snapshots": True}
+    sweep(out, table="5c", **changes)
+    result = sweep(out, table="fig5", **changes)
+    assert [t.setting for t in result.trials if t.key not in result.computed] == [
+        {"rib.pooling": pooling, "rib.steps": TINY["rib.steps"]} for pooling in ("gap", "gndrp")
+    ]
+    assert all(result.records[t.key]["setting"] == t.setting for t in result.trials)
+    shown = json.loads((out / "run.json").read_text())["trials"]
+    assert sorted(entry["setting"]["rib.steps"] for entry in shown.values()) == sorted(t.setting["rib.steps"] for t in result.trials)
+    steps = {r["setting"]["k"] for r in scores(out) if "k" in (r.get("setting") or {})}
+    assert steps >= set(range(TINY["rib.steps"]))
+
+
 def test_a_failed_trial_is_named_and_tried_again(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

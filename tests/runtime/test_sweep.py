@@ -344,11 +344,12 @@ def test_asha_stops_what_falls_behind(small_ray: None, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("repeated", "at_once"), [("", 1), (", seeds=2, seeds_vary='rib'", 2)], ids=["one seed", "two seeds side by side"])
+def test_a_killed_sweep_goes_on(tmp_path: Path, repeated: str, at_once: int) -> None:
     """SIGKILL after the first trial has ended: nothing finished is run again, nothing is lost, the second call has every trial once."""
     code = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_sweeping import sweep; "
-        "sweep(Path(sys.argv[1]), space=('rib.lr=0.001,0.002,0.003',), concurrency=1, "
+        f"sweep(Path(sys.argv[1]), space=('rib.lr=0.001,0.002,0.003',), concurrency={at_once}{repeated}, "
         "**{'data.limit': 6, 'run.executor': 'ray', 'run.tracking_uri': ''})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}

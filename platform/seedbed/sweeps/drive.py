@@ -231,7 +231,9 @@ class Driver:
         if self.search is not None:
             trials = [*self.search.earlier(device)[: self.sweep.trials], *watch.lost.values()]
         self.failed, self.computed = watch.failed, watch.computed
-        self.records = {t.key: {**r, "score": score_of(self.table, r)} for t in trials if (r := self.ledger.read(t.key)) is not None}
+        # What another table ran has the setting under which that table had it: here this one's.
+        known = {t.key: (t, r) for t in trials if (r := self.ledger.read(t.key)) is not None}
+        self.records = {key: {**r, "setting": t.setting, "score": score_of(self.table, r)} for key, (t, r) in known.items()}
         return trials
 
     def wave(self, executor: Executor, trials: Sequence[Trial], watch: Watch, *, light: bool) -> None:

@@ -73,7 +73,7 @@ def _edges(result: SweepResult, finished: Sequence[tuple[str, Record]]) -> list[
 
 def _steps_at_the_edge(result: SweepResult, record: Record) -> list[int]:
     """Steps before the last, whose threshold is the trial's own."""
-    grid = next(t.experiment.scoring.grid() for t in result.trials if t.setting == record["setting"])
+    grid = next(t.experiment.scoring.grid() for t in result.trials if t.key == record["key"])
     runs = (record.get("over_k") or {}).values()
     ends = {
         k for run in runs for k, (_, threshold) in enumerate(run[:-1]) if min(abs(threshold - grid[0]), abs(threshold - grid[-1])) < 1e-6
