@@ -5,7 +5,7 @@ Paper: Jonnarth et al., "High-fidelity Pseudo-labels for Boosting Weakly-Supervi
 Command: python datasets/voc2012/prepare.py --devkit VOCdevkit --out voc2012
          python experiments/fsl_parameters.py --data.store voc2012
 
-Run time: about 4 min on one core for six draws of five classes; --smoke about 1 min on a busy machine.
+Run time: 2 to 4 min on one core for six draws of five classes; --smoke about 1 min on a busy machine.
 
 Expected: mu best from 2.5 to 3, sigma flat from 5 to 15, docs/results.md. The gate is b: with r a mask can only shrink. The stop is ours.
 """

@@ -5,7 +5,7 @@ steps are the paper's grids as multiples of this set's own.
 
 Command: python experiments/sweep_shapes.py --table 5c                        (or 5a, 5b, S1, fig5; --seeds 1 for a look)
 
-Run time: about a minute a trial and seed on one core; --smoke --table 5c about 2 min on two.
+Run time: on two cores 5c about 7 min, 5a and fig5 some 3 more each with the same --out; --smoke --table 5c about 2 min.
 """
 
 from seedbed import pipeline as s
