@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from seedbed.report.sweep_figure import sweep_figure
 from seedbed.sweeps import findings
 from seedbed.sweeps.drive import run
 from seedbed.sweeps.isl_tables import ISL_TABLES
+from seedbed.sweeps.rib_tables import RIB_TABLES
 from seedbed.sweeps.settings import ShapesSweep, Sweep
 from seedbed.sweeps.tables import Line, PaperTable, SweepResult
 from seedbed.sweeps.trials import TrialExecutor
@@ -89,7 +91,7 @@ def test_a_trials_threshold_at_the_edge_is_warned_about(lossy: tuple[Path, str])
 def test_thresholds_of_the_steps_k_are_looked_at_too() -> None:
     scoring = SimpleNamespace(grid=lambda: np.array([0.2, 0.3, 0.4]))
     trial = SimpleNamespace(key="a", setting={"rib.lr": 1.0}, name="a", experiment=SimpleNamespace(scoring=scoring))
-    record = {"setting": {"rib.lr": 1.0}, "rows": [], "over_k": {"0": [[40.0, 0.2], [41.0, 0.3], [42.0, 0.4], [43.0, 0.4]]}}
+    record = {"key": "a", "setting": {}, "rows": [], "over_k": {"0": [[40.0, 0.2], [41.0, 0.3], [42.0, 0.4], [43.0, 0.4]]}}
     table = PaperTable("fig5", "t", (Line("GAP", {"rib.lr": 1.0}),), over_k=True)
     base = SimpleNamespace(summaries=[])
     (found,) = findings.trial_warnings(cast(Any, base), SweepResult(table, [trial], [], {"a": record}, {}))
@@ -203,6 +205,20 @@ def test_figure_6_is_drawn_as_the_paper_draws_it() -> None:
     drawn = [bars.lines[0].get_xdata().tolist() for bars in axes.containers]
     assert drawn == [[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]] * 2 and not [line for line in axes.lines if len(line.get_xdata()) == 2]
     assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["ISL", "ISL + FSL"]
+
+
+@pytest.mark.parametrize(("name", "curves", "panels"), [("5c", False, 2), ("fig5", True, 1), ("fig5", False, 2)])
+def test_a_caption_speaks_of_what_is_drawn(name: str, curves: bool, panels: int) -> None:
+    """The paper's values are drawn beside ours, but not where the figure shows single steps."""
+    from matplotlib.figure import Figure as Canvas
+
+    table = made(RIB_TABLES[name](Sweep(name="x", table=name)), over_k=name == "fig5")
+    table = replace(table, rows=[replace(row, curve=[40.0, 41.0] if curves else ()) for row in table.rows])
+    figure = sweep_figure(table)
+    assert figure is not None and ("On the right" in figure.caption) is (panels == 2)
+    canvas = Canvas(figsize=figure.size, layout="constrained")
+    figure.draw(canvas)
+    assert len(canvas.axes) == panels
 
 
 @pytest.mark.parametrize("words", ["ISL", "a curve of very many words that tell every setting of the trials that are its points"])

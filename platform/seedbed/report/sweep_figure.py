@@ -30,7 +30,9 @@ def sweep_figure(sweep: SweepTable) -> Figure | None:
     if not any(row.setting for row in rows):
         return None
     names = list(dict.fromkeys(name for row in rows for name in row.setting))
+    two_panels = len(_panels(rows, metric)) > 1
     if sweep.over_k and any(row.curve for row in rows):
+        two_panels = False  # the paper prints no value for each step
         draw, size = _steps(rows, metric), (5.6, 3.6)
     elif sweep.search:
         draw, size = _scatter(rows, metric, names), (6.4, 0.4 + 2.5 * -(-len(names) // ACROSS))
@@ -41,7 +43,7 @@ def sweep_figure(sweep: SweepTable) -> Figure | None:
         draw, size = _bars(rows, metric), (6.4, 1.0 + 0.26 * len(rows) + 0.18 * lines)
     words = "; ".join(f"{row.label}: {number(row.values[metric], 2)}" for row in rows)
     ours = f"{METRICS.get(metric, metric)} of the {sweep.stage} on {sweep.split}."
-    beside = " On the right the paper's values, on a scale of their own: compare the shapes." if len(_panels(rows, metric)) > 1 else ""
+    beside = " On the right the paper's values, on a scale of their own: compare the shapes." if two_panels else ""
     if fewer := [f"{row.label} ({said})" for row in rows if (said := pictures_said(sweep, row))]:
         beside += f" Not of all pictures: {', '.join(fewer[:4])}{f' and {len(fewer) - 4} more' if len(fewer) > 4 else ''}."
     return Figure("sweep", sweep.title, ours + beside, f"{sweep.title}. {words}.", size, draw)
