@@ -37,11 +37,13 @@ TAKEN_OVER = (*COPIED, "predictions")
 class Plan:
     """The stages of a study in order, each under its key."""
 
+    only: int | None = None
+    """The one random seed of a part of a sweep's trial (sweeps/parts.py)."""
+
     def __init__(self, experiment: Experiment, store: Store, device: str) -> None:
         self.experiment, self.store = experiment, store
         self.out = experiment.folder()
         self.keys = Keys(experiment, store, device)
-        self.only: int | None = None
         self.subset = store.info.subset or bool(experiment.data.limit or experiment.data.map_limit)
 
     @property
