@@ -64,7 +64,7 @@ class Executor:
 
 def study(executor: Executor) -> Any:
     made = object.__new__(Study)
-    made.experiment = SimpleNamespace(seeds=3, seed=0)  # type: ignore[assignment]
+    made.experiment = SimpleNamespace(random_seeds=range(3), seed=0)  # type: ignore[assignment]
     made.executor, made.tracker, made.summaries, made.progress = executor, Tracker(), [], Progress("off")  # type: ignore[assignment]
     return made
 

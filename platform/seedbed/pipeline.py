@@ -130,6 +130,11 @@ class Experiment(Settings):
         return "+".join((method, *(name for name in ADDONS if name in self.addons)))
 
     @property
+    def random_seeds(self) -> range:
+        """Those of the repetitions."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What this study makes maps of: its method, after the plain maps of the same network where there are any."""
         return tuple(self.label(m) for m in (("cam", "rib") if self.method == "rib" else (self.method,)))

@@ -58,9 +58,7 @@ class Plan:
     @property
     def seeds(self) -> range:
         """The random seeds that are repeated; of a part of a sweep's trial `only` its own."""
-        if self.only is not None:
-            return range(self.only, self.only + 1)
-        return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
+        return self.experiment.random_seeds if self.only is None else range(self.only, self.only + 1)
 
     def network_seed(self, seed: int) -> int:
         """Of classifier, refinement's network and segmenters: with `--seeds-vary rib` the first one, so that RIB alone varies."""

@@ -178,15 +178,12 @@ def _work(trial: Trial, table: PaperTable, reporting: bool) -> dict[str, Any]:
         if share < 1:  # the last score comes with the answer
             tune.report({"score": score, "share": share, "rungs": round(share * RUNGS)})
 
-    if trial.part is not None:
-        try:
-            return {"part": run_part(trial), "score": float("nan"), "share": 1.0, "rungs": RUNGS}
-        except Exception as error:
-            return {"failed": reason(error), "score": float("nan"), "share": 0.0, "rungs": RUNGS}
     ledger = Ledger(trial.experiment.folder())
     record = ledger.read(trial.key)
     if record is None or record["status"] != "finished":
         try:
+            if trial.part is not None:
+                return {"part": run_part(trial), "score": float("nan"), "share": 1.0, "rungs": RUNGS}
             record = run_trial(trial, report if reporting else None)
         except Exception as error:
             return {"failed": reason(error), "score": float("nan"), "share": 0.0, "rungs": RUNGS}

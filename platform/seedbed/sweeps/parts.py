@@ -26,15 +26,11 @@ class Hears(Protocol):
 
 def split(trials: Iterable[Trial]) -> list[Trial]:
     """Every trial of several random seeds as one part for each; maps that are cut out of another's are no work to share."""
-    return [
-        part
-        for trial in trials
-        for part in (
-            [trial]
-            if trial.experiment.seeds == 1 or trial.cut_from is not None
-            else [replace(trial, part=seed) for seed in range(trial.experiment.seed, trial.experiment.seed + trial.experiment.seeds)]
-        )
-    ]
+    found: list[Trial] = []
+    for trial in trials:
+        seeds = trial.experiment.random_seeds
+        found += [trial] if len(seeds) == 1 or trial.cut_from is not None else [replace(trial, part=seed) for seed in seeds]
+    return found
 
 
 def run_part(part: Trial) -> dict[str, Any]:
